@@ -1,0 +1,1 @@
+"""Recipes (`pretrain/`, `finetune/`: one YAML file a run) and the strict reading of them (`load.py`)."""
