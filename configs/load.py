@@ -1,4 +1,4 @@
-"""The one way into a run: a YAML file and `section.key=value` words become one validated, frozen config, or one clear error.
+"""The one way into a run: a YAML file and `section.key=value` words become a validated, frozen config or a clear error.
 
     text --read--> tree --overrides--> tree --$VARIABLES--> tree --strict schema--> config
 
@@ -91,7 +91,7 @@ def _override(tree: dict[str, Any], origins: Origins, override: str) -> None:
     try:
         value = yaml12.read(text).tree
     except yaml12.YamlError as error:
-        raise ConfigError(f"command line: {override}: {error}; quote the value") from error
+        raise ConfigError(f"command line: {override}: {error}") from error
     section: Any = tree
     for depth, part in enumerate(key[:-1], start=1):
         if section.get(part) is None:

@@ -14,7 +14,7 @@ _SECTION = "a section of keys"
 
 
 def misplaced(value: Any, wanted: Any) -> str:
-    """Say that a value is of another kind than the type that belongs there, and what to write where that can be told."""
+    """Say that a value is of another kind than the type wanted, and what to write where that can be told."""
     what_to_write = _remedy(value, options(wanted))
     return f"{_kind(value)} where {type_in_words(wanted)} belongs" + (what_to_write and f"; {what_to_write}")
 
@@ -53,8 +53,10 @@ def _kind(value: Any) -> str:
 
 
 def _remedy(value: Any, wanted: list[Any]) -> str:
+    if isinstance(value, list | dict):
+        return ""
     if bool in wanted:
-        return "write true or false"
+        return {"yes": "write true", "on": "write true", "no": "write false", "off": "write false"}.get(value, "")
     if int in wanted or float in wanted:
         number = yaml12.number(value) if isinstance(value, str) else value if isinstance(value, float) else None
         unquoted = ", without quotes" if isinstance(value, str) else ""

@@ -7,7 +7,7 @@ duplicate keys, aliases, tags of other types.
 
 import re
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import yaml
 
@@ -44,18 +44,17 @@ def read(text: str) -> Document:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise YamlError(
-            mark.line + 1 if mark else 1, f"not readable as YAML: {error.problem or error.context}"
-        ) from error
+        rule = f"not readable as YAML: {error.problem or error.context}; check quotes and indentation (spaces, no tabs)"
+        raise YamlError(mark.line + 1 if mark else 1, rule) from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise YamlError(line, f"not readable as YAML: character {error.character!r} is not allowed") from error
+        raise YamlError(line, "not readable as YAML: a control character stands here; remove it") from error
     lines: dict[Key, int] = {}
     return Document(_value(node, (), lines) if node else None, lines)
 
 
 def write(tree: Any) -> str:
-    """Write a tree as YAML that reads back equal by the rules of 1.2 and of 1.1: mappings in blocks, lists in a line."""
+    """Write a tree as YAML that reads back equal by the rules of 1.2 and of 1.1: one key a line, one list a line."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
@@ -69,7 +68,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            event = self.get_event()
+            event = cast(Any, self).get_event()  # the type stubs of PyYAML leave it untyped
             raise YamlError(event.start_mark.line + 1, f"alias *{event.anchor} is not read; write the value out")
         return super().compose_node(parent, index)
 
