@@ -21,7 +21,7 @@ def misplaced(value: Any, wanted: Any) -> str:
 
 def type_in_words(annotation: Any) -> str:
     """Say what belongs at a key: `a whole number or a list of 2 whole numbers`."""
-    return " or ".join(dict.fromkeys(map(_option_in_words, options(annotation))))
+    return " or ".join(map(_option_in_words, options(annotation)))
 
 
 def shown(value: Any) -> str:

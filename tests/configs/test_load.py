@@ -138,6 +138,7 @@ def test_an_empty_section_means_its_defaults(recipe: Path) -> None:
     config = load(recipe, Config, ["optim.lr=1"])
     assert config.vit == VitConfig()
     assert config.evaluate is None
+    assert load(recipe, Config, ["evaluate.every_steps=5"]).evaluate == Evaluate(every_steps=5)
 
 
 def test_variables_come_from_the_environment(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,6 +194,11 @@ FAULTS = [
     ("run:\n  seed: 1\n", "FILE:1: run.folder is missing; write `folder: ...` under `run:`, a path"),
     ("optim:\n", "FILE: section run is missing; write `run:`, and below it folder, seed, log_every_steps"),
     # another kind of value
+    ("optim:\n  lr: '1e3'\n", 'FILE:2: optim.lr = "1e3": text where a number belongs; write 1e3, without quotes'),
+    (
+        "data:\n  train: x\n  skip_steps: [1, 2.5]\n",
+        "FILE:3: data.skip_steps[1] = 2.5: a number where a whole number belongs; write it in digits, such as 100",
+    ),
     ("optim:\n  lr: '3e-4'\n", 'FILE:2: optim.lr = "3e-4": text where a number belongs; write 3e-4, without quotes'),
     (
         "optim:\n  lr: fast\n",
@@ -276,7 +282,10 @@ FAULTS = [
 
 @pytest.mark.parametrize(("text", "message"), FAULTS, ids=[message[:60] for _, message in FAULTS])
 def test_each_mistake_has_its_line(text: str, message: str, tmp_path: Path) -> None:
-    assert message in errors_of(text, folder=tmp_path)
+    lines = errors_of(text, folder=tmp_path)
+    assert message in lines
+    field = re.split(r" = |\[", message)[0]
+    assert sum(line.startswith(field) for line in lines) == 1, "one fault, one line"
 
 
 OVERRIDE_FAULTS = [
