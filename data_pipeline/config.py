@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 
-FREE = {"on_resume": "free"}
+FREE: JsonDict = {"on_resume": "free"}
 
 Positive = Annotated[float, Field(gt=0)]
 

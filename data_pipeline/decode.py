@@ -11,10 +11,9 @@ anything else              DecodeError: other formats, more pixels than MAX_PIXE
 """
 
 import io
-from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, UnidentifiedImageError
 
 # What a shard may hold. Pillow is never asked to guess: some of its other readers start programs.
 STORED_FORMATS = ("JPEG", "PNG", "WEBP")
@@ -44,7 +43,7 @@ def decode(image_bytes: bytes) -> Image.Image:
     return load(image_bytes, STORED_FORMATS)[0]
 
 
-def load(image_bytes: bytes, formats: Sequence[str]) -> tuple[Image.Image, str]:
+def load(image_bytes: bytes, formats: tuple[str, ...]) -> tuple[Image.Image, str]:
     """The image as upright RGB, and the name of its format, one of `formats`."""
     try:
         image = Image.open(io.BytesIO(image_bytes), formats=formats)
@@ -57,7 +56,7 @@ def load(image_bytes: bytes, formats: Sequence[str]) -> tuple[Image.Image, str]:
         return _upright(_rgb(image, image_format), image), image_format
     except DecodeError:
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise DecodeError(f"not an image in one of {', '.join(formats)}") from None
     except Exception as error:  # Pillow's readers let anything through that broken bytes provoke
         raise DecodeError(f"broken image: {error or type(error).__name__}") from error

@@ -15,6 +15,7 @@ here and not from the tar, which is safe because `verify` compares the two.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -78,7 +79,7 @@ def load_rows(path: Path, num_samples: int, num_classes: int, shard_bytes: int) 
         raise ManifestError(f"{path}: label {worst} outside the set's {num_classes} classes; index the set again")
     if int((rows["image_offset"] + rows["image_bytes"]).max()) > shard_bytes:
         raise ManifestError(f"{path}: an image ends behind its shard's {shard_bytes} bytes; index the set again")
-    return rows
+    return cast(Rows, rows)
 
 
 def _dtype(keys: Sequence[bytes], num_labels: int, sources: Sequence[bytes]) -> np.dtype[np.void]:

@@ -1,6 +1,6 @@
-"""An order-free digest of the samples that were consumed: equal digests, equal (shard, key, place), whatever the order.
+"""An order-free digest of the samples that were consumed: equal digests, equal samples and places, in whatever order.
 
-Digests of parts add up: the digest of a batch is the sum, mod 2^64, of the digests that its ranks and micro-batches made.
+Digests of parts add up: that of a batch is the sum, mod 2^64, of those that its ranks and micro-batches made.
 """
 
 import hashlib

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Annotated, Self
 
@@ -42,16 +43,6 @@ class Shard(BaseModel):
     index_bytes: int = Field(gt=0)
     index_sha256: Sha256
 
-    @property
-    def stem(self) -> str:
-        """The shard's name in keys: its file name without `.tar`."""
-        return PurePath(self.name).stem
-
-    @property
-    def index_name(self) -> str:
-        """The file name of the shard's index, beside the manifest."""
-        return f"{self.stem}.index.npy"
-
 
 class Manifest(BaseModel):
     """A packed set: class names in the order of their labels, and the shards in the order of their samples."""
@@ -69,12 +60,8 @@ class Manifest(BaseModel):
     shards: tuple[Shard, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _unique_names(self) -> Self:
-        counts = Counter(shard.stem for shard in self.shards)
-        for repeated in (stem for stem, count in counts.items() if count > 1):
-            raise ValueError(
-                f"two shards are named {repeated}, and keys need one name a shard; rename one, index again"
-            )
+    def _one_name_a_shard(self) -> Self:
+        check_names([shard.name for shard in self.shards])
         return self
 
     @property
@@ -124,7 +111,7 @@ def check_shards(folder: Path, manifest: Manifest) -> None:
     """Every shard and index exists with the manifest's size, or ManifestError. Hashes are `verify`'s."""
     wrong = []
     for shard in manifest.shards:
-        for name, size_bytes in ((shard.name, shard.bytes), (shard.index_name, shard.index_bytes)):
+        for name, size_bytes in ((shard.name, shard.bytes), (index_name(shard.name), shard.index_bytes)):
             try:
                 found_bytes = (folder / name).stat().st_size
             except OSError:
@@ -137,6 +124,38 @@ def check_shards(folder: Path, manifest: Manifest) -> None:
         raise ManifestError(
             f"{folder}: the manifest does not match its shards: {wrong[0]}{more}; copy or pack the set again"
         )
+
+
+def describe(name: str, folder: Path, samples: int) -> Shard:
+    """The manifest's entry for a shard and its index as they lie on disk; reads both from end to end."""
+    tar, index = folder / name, folder / index_name(name)
+    return Shard(
+        name=name,
+        samples=samples,
+        bytes=tar.stat().st_size,
+        sha256=sha256_of(tar),
+        index_bytes=index.stat().st_size,
+        index_sha256=sha256_of(index),
+    )
+
+
+def stem(shard_name: str) -> str:
+    """What a shard is called in keys: its file name without `.tar`."""
+    return PurePath(shard_name).stem
+
+
+def index_name(shard_name: str) -> str:
+    """The file name of a shard's index, beside the manifest."""
+    return f"{stem(shard_name)}.index.npy"
+
+
+def check_names(shard_names: Sequence[str]) -> None:
+    """ValueError when two shards would have one name in keys."""
+    for name, count in Counter(map(stem, shard_names)).items():
+        if count > 1:
+            raise ValueError(
+                f"two shards are named {name}, and keys need one name a shard; rename one, or index it apart"
+            )
 
 
 def sha256_of(path: Path) -> str:

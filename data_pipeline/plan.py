@@ -6,8 +6,8 @@
     places of the epoch, one lane after the other  lane 0, 1, 2, 0, 1, 2, ...
     batches of B places                            places t*B .. (t+1)*B - 1, running on from epoch to epoch
 
-Inside a batch the places stand in the order (lane, place) and are cut at even positions into one share a rank. The number
-of ranks, workers and micro-batches never enters; nor need N, L, B and the number of ranks divide one another.
+Inside a batch the places stand in the order (lane, place) and are cut at even positions into one share a rank. The
+number of ranks, workers and micro-batches never enters; nor need N, L, B and the number of ranks divide one another.
 """
 
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ class Plan:
 
     def __init__(self, shard_samples: Sequence[int], block_samples: int, seed: int, batch: int, lanes: int) -> None:
         """`shard_samples[s]` samples are in shard s; blocks of at most `block_samples` never cross a shard."""
-        assert block_samples > 0 and batch > 0 and lanes > 0, (block_samples, batch, lanes)
+        assert min(block_samples, batch, lanes) > 0, (block_samples, batch, lanes)
         self.num_samples = sum(shard_samples)
         if self.num_samples == 0:
             raise ValueError("a plan of 0 samples: the set is empty; pack some images, or select fewer away")
@@ -112,12 +112,12 @@ class Plan:
         self._block_orders = {key: self._order(key) for key in keys}
         sizes = self._block_size[used % num_blocks]
         start = np.cumsum(sizes) - sizes
-        return np.concatenate(list(self._block_orders.values()))[start[which] + offset]
+        row: Ints = np.concatenate(list(self._block_orders.values()))[start[which] + offset]
+        return row
 
     def _order(self, key: tuple[int, int]) -> Ints:
-        known = self._block_orders.get(key)
-        if known is not None:
-            return known
+        if key in self._block_orders:
+            return self._block_orders[key]
         epoch, block = key
         return permutation(int(self._block_size[block]), self.seed, Purpose.SAMPLES, epoch, block)
 

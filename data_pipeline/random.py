@@ -1,7 +1,7 @@
 """Random numbers that are a pure function of (seed, purpose, counter): raw Philox-4x64-10 words.
 
-No library's `permutation` or `shuffle` is used anywhere in the order of the data, because their streams may change with a
-version. NumPy promises the raw words (NEP 19), and a test holds them against Random123's published vectors.
+No library's `permutation` or `shuffle` is used anywhere in the order of the data, because their streams may change with
+a version. NumPy promises the raw words (NEP 19), and a test holds them against Random123's published vectors.
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
 
@@ -26,7 +26,8 @@ class Purpose(IntEnum):
 
 def words(seed: int, purpose: Purpose, *counter: int, count: int) -> npt.NDArray[np.uint64]:
     """`count` raw 64-bit words of the stream (seed, purpose, counter); at most three counters, each below 2^64."""
-    assert 0 <= seed < SEED_LIMIT and len(counter) <= 3, (seed, counter)
+    assert 0 <= seed < SEED_LIMIT, seed
+    assert len(counter) <= 3, counter
     # The lowest counter word is Philox's own and runs within the stream; ours sit above it.
     state = sum(word << 64 * (place + 1) for place, word in enumerate(counter))
     generator = np.random.Philox(key=seed | int(purpose) << 64, counter=state)
@@ -35,7 +36,7 @@ def words(seed: int, purpose: Purpose, *counter: int, count: int) -> npt.NDArray
 
 def uniform(seed: int, purpose: Purpose, *counter: int, count: int) -> npt.NDArray[np.float64]:
     """`count` numbers in [0, 1): the upper 53 bits of each word."""
-    return (words(seed, purpose, *counter, count=count) >> np.uint64(11)) * 2.0**-53
+    return (words(seed, purpose, *counter, count=count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permutation(size: int, seed: int, purpose: Purpose, *counter: int) -> npt.NDArray[np.int64]:

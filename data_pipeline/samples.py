@@ -89,8 +89,8 @@ class SampleSet:
 
         Raises ManifestError for a folder that is no packed set, ValueError for folders that do not go together."""
         folders = (folders,) if isinstance(folders, Path) else tuple(folders)
-        # abspath, not resolve: a link's own name is the way out when two folders have one name.
-        names = [Path(os.path.abspath(folder)).name for folder in folders]
+        # Not resolve(): a link's own name is the way out when two folders have one name.
+        names = [folder.absolute().name for folder in folders]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(
@@ -171,6 +171,12 @@ class SampleSet:
         filled = [np.pad(part, ((0, 0), (0, widest - part.shape[1])), constant_values=NO_LABEL) for part in parts]
         return np.concatenate(filled)
 
+    def locate(self, place: int) -> tuple[int, int]:
+        """The (shard, row) of the sample at `place` in the order of the set."""
+        ends = np.cumsum(self.shard_samples)
+        shard = int(np.searchsorted(ends, place, side="right"))
+        return shard, place - int(ends[shard]) + self.shard_samples[shard]
+
     def rows(self, shard: int) -> Rows:
         """The index of a shard, as far as it belongs to this set."""
         rows = _open_shard(self._shards[shard]).rows
@@ -207,8 +213,9 @@ class SampleSet:
                 )
             kept.append(of_class[permutation(len(of_class), seed, Purpose.SUBSET, label)[:count]])
         chosen = np.sort(np.concatenate(kept))
-        ends = np.cumsum(self.shard_samples)
-        rows = [each - start for each, start in zip(np.split(chosen, np.searchsorted(chosen, ends[:-1])), [0, *ends])]
+        starts = np.cumsum([0, *self.shard_samples[:-1]])
+        of_shards = np.split(chosen, np.searchsorted(chosen, starts[1:]))
+        rows = [each - start for each, start in zip(of_shards, starts, strict=True)]
         if self._kept_rows is not None:
             rows = [whole[each] for whole, each in zip(self._kept_rows, rows, strict=True)]
         return replace(self, _kept_rows=tuple(rows))
@@ -216,7 +223,8 @@ class SampleSet:
     def _record(self, shard: int, row: int) -> np.void:
         if self._kept_rows is not None:
             row = int(self._kept_rows[shard][row])
-        return _open_shard(self._shards[shard]).rows[row]
+        record: np.void = _open_shard(self._shards[shard]).rows[row]
+        return record
 
 
 def check_same_classes(train: SampleSet, val: SampleSet) -> None:
@@ -231,7 +239,7 @@ def check_same_classes(train: SampleSet, val: SampleSet) -> None:
 def _check_same(folder: Path, classes: tuple[str, ...], other_folder: Path, other_classes: tuple[str, ...]) -> None:
     if classes == other_classes:
         return
-    label = next((at for at, (a, b) in enumerate(zip(classes, other_classes)) if a != b), None)
+    label = next((at for at, (a, b) in enumerate(zip(classes, other_classes, strict=False)) if a != b), None)
     if label is None:
         difference = f"{len(classes)} and {len(other_classes)} classes"
     else:
@@ -244,9 +252,9 @@ def _check_same(folder: Path, classes: tuple[str, ...], other_folder: Path, othe
 def _shard_files(folder: Path, each: Manifest, prefix: str) -> list[_ShardFiles]:
     return [
         _ShardFiles(
-            name=prefix + shard.stem,
+            name=prefix + manifest.stem(shard.name),
             tar=folder / shard.name,
-            index=folder / shard.index_name,
+            index=folder / manifest.index_name(shard.name),
             samples=shard.samples,
             bytes=shard.bytes,
             sha256=shard.sha256,

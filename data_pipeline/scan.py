@@ -1,7 +1,8 @@
 """From the bytes of a tar shard to the rows of its index.
 
-The one reader of whole tars: packing, `index` and `verify` all come through here, so that an index can only ever say what
-a scan of the shard says. It trusts nothing: not the end of the file, not the order of members, no links, no pickles.
+The one reader of whole tars: packing, `index` and `verify` all come through here, so that an index can only ever say
+what a scan of the shard says. It trusts nothing: not the end of the file, not the order of members; no links, no
+pickles.
 """
 
 import json

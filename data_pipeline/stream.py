@@ -1,7 +1,7 @@
 """Batches from step t on, for one rank: the plan's places, read, decoded and transformed.
 
-The only state is the step. A worker process is asked for a step and answers with the whole batch, so there is one message
-a batch, nothing to save, and nothing that a number of workers could change.
+The only state is the step. A worker process is asked for a step and answers with the whole batch, so there is one
+message a batch, nothing to save, and nothing that a number of workers could change.
 
 Shapes: B rows of a batch (a rank's, real ones first, then padding), H, W pixels, K classes.
 """
@@ -10,7 +10,7 @@ import signal
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from PIL import Image
@@ -199,7 +199,7 @@ def _batch(message: _Message, feed: _Feed) -> Batch:
     return Batch(message.step, message.images_B3HW, labels, weights, places, message.keys)
 
 
-def _as_it_is(message: _Message) -> _Message:
+def _as_it_is(message: Any) -> Any:  # the loader's own would turn our lists into tensors
     return message
 
 

@@ -1,0 +1,216 @@
+"""python -m data_pipeline pack | index | inspect | verify | order"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from data_pipeline import manifest, pack
+from data_pipeline.contact_sheet import contact_sheet
+from data_pipeline.foreign import index_shards
+from data_pipeline.inspect import inspect, text
+from data_pipeline.order import order
+from data_pipeline.plan import Plan
+from data_pipeline.random import SEED_LIMIT
+from data_pipeline.samples import SampleError, SampleSet
+from data_pipeline.sources import open_source
+from data_pipeline.verify import verify
+
+FAILED, REFUSED = 1, 2
+CONTACT_SHEET = "contact_sheet.png"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(REFUSED, f"error: {message}; see {self.prog} --help\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code of a command line: 0 done, 1 failed while running, 2 refused before any work."""
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return REFUSED
+    except (pack.PackError, SampleError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return FAILED
+    except Exception as error:
+        traceback.print_exc()
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        return FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m data_pipeline", description="Images to shuffled WebDataset shards, and a look at them."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    cpus = len(os.sched_getaffinity(0))
+
+    packing = commands.add_parser("pack", help="images to shuffled shards with a manifest")
+    packing.set_defaults(command=_pack)
+    packing.add_argument(
+        "source", metavar="SOURCE", help="a folder of class folders, or `digits` (shipped with the project)"
+    )
+    packing.add_argument("out", type=Path, metavar="OUT", help="the folder to make; it appears complete or not at all")
+    packing.add_argument("--split", metavar="NAME", help="names the shards (train); of SOURCE/NAME, where there is one")
+    packing.add_argument(
+        "--hold-out", type=float, metavar="FRACTION", help="of each class, as OUT/val beside OUT/SPLIT"
+    )
+    packing.add_argument("--classes", nargs="+", metavar="CLASS", help="only these, numbered in this order")
+    size = packing.add_mutually_exclusive_group()
+    size.add_argument("--shard-samples", type=int, default=pack.SHARD_SAMPLES, metavar="N", help="(%(default)s)")
+    size.add_argument("--shard-mib", type=float, metavar="M", help="cut shards by size instead")
+    packing.add_argument("--seed", type=int, default=0, help="of the shuffle (%(default)s)")
+    packing.add_argument("--workers", type=int, default=cpus, metavar="K", help="processes (%(default)s)")
+    packing.add_argument(
+        "--max-rejects", type=float, default=0.01, metavar="SHARE", help="unreadable images (%(default)s)"
+    )
+
+    indexing = commands.add_parser("index", help="a manifest for shards made elsewhere")
+    indexing.set_defaults(command=_index)
+    indexing.add_argument(
+        "shards", nargs="+", type=Path, metavar="SHARD", help="tars of KEY.jpg|png|webp with KEY.cls|json"
+    )
+    indexing.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the manifest and the index go")
+    indexing.add_argument("--split", default="train", metavar="NAME", help="(%(default)s)")
+    indexing.add_argument(
+        "--classes", nargs="+", metavar="CLASS", help="names of labels 0, 1, ...; their numbers if left out"
+    )
+    indexing.add_argument("--workers", type=int, default=cpus, metavar="K", help="processes (%(default)s)")
+
+    inspecting = commands.add_parser("inspect", help="counts, sizes, classes, mixing; a contact sheet")
+    inspecting.set_defaults(command=_inspect)
+    inspecting.add_argument("dir", type=Path, metavar="DIR")
+    inspecting.add_argument(
+        "--contact-sheet", type=Path, metavar="PNG", help=f"where the picture goes (DIR/{CONTACT_SHEET})"
+    )
+    inspecting.add_argument("--json", action="store_true")
+
+    verifying = commands.add_parser("verify", help="every byte against the manifest; every image decoded")
+    verifying.set_defaults(command=_verify)
+    verifying.add_argument("dir", type=Path, metavar="DIR")
+    verifying.add_argument("--workers", type=int, default=cpus, metavar="K", help="processes (%(default)s)")
+    verifying.add_argument("--json", action="store_true")
+
+    ordering = commands.add_parser("order", help="which keys each rank sees, as JSON lines")
+    ordering.set_defaults(command=_order)
+    ordering.add_argument("dir", type=Path, nargs="+", metavar="DIR", help="several form one set")
+    ordering.add_argument("--batch", type=_positive, required=True, metavar="B")
+    ordering.add_argument("--lanes", type=_positive, required=True, metavar="L")
+    ordering.add_argument("--seed", type=_seed, required=True, metavar="S")
+    ordering.add_argument("--steps", type=_steps, required=True, metavar="A:B", help="batches A to B - 1")
+    ordering.add_argument("--ranks", type=_positive, default=1, metavar="R", help="(%(default)s)")
+    ordering.add_argument("--micro-batch", type=_positive, metavar="M", help="a line for every M samples of a rank")
+    ordering.add_argument("--json", action="store_true", help="accepted for symmetry: the order is always JSON lines")
+    return parser
+
+
+def _pack(options: argparse.Namespace) -> int:
+    pack_options = pack.PackOptions(
+        split=options.split or "train",
+        hold_out=options.hold_out,
+        shard_samples=options.shard_samples,
+        shard_mib=options.shard_mib,
+        seed=options.seed,
+        workers=options.workers,
+        max_rejects=options.max_rejects,
+    )
+    source = open_source(options.source, options.split)
+    packing = pack.pack(source, options.out, pack_options, options.classes)
+    if packing.ignored:
+        endings = ", ".join(f"{count} {ending}" for ending, count in sorted(packing.ignored.items()))
+        print(f"not images, left out: {endings}")
+    for packed in packing.sets:
+        print(_summary(packed.folder, packed.manifest))
+        for reject in packed.rejects[:10]:
+            print(f"  rejected {reject.source}: {reject.reason}")
+        if packed.rejects:
+            print(f"  {len(packed.rejects)} rejected; all of them: {packed.folder / pack.REJECTS_FILE}")
+    return 0
+
+
+def _index(options: argparse.Namespace) -> int:
+    indexed = index_shards(options.shards, options.out, options.split, options.classes, options.workers)
+    print(_summary(options.out, indexed))
+    return 0
+
+
+def _summary(folder: Path, packed: manifest.Manifest) -> str:
+    mib = sum(shard.bytes for shard in packed.shards) / 2**20
+    return (
+        f"{folder}: {packed.num_samples} images of {len(packed.classes)} classes "
+        f"in {len(packed.shards)} shards ({mib:.1f} MiB)"
+    )
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    report = inspect(options.dir)
+    sheet = options.contact_sheet or options.dir / CONTACT_SHEET
+    contact_sheet(SampleSet.open(options.dir), f"{options.dir}: {report.samples} images").save(sheet, "PNG")
+    if options.json:
+        print(json.dumps({**dataclasses.asdict(report), "contact_sheet": str(sheet)}))
+    else:
+        print(text(report))
+        print(f"  contact sheet: {sheet}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    problems = verify(options.dir, options.workers)
+    if options.json:
+        print(json.dumps({"folder": str(options.dir), "problems": [problem._asdict() for problem in problems]}))
+    else:
+        for problem in problems:
+            print(f"{problem.shard}{f'/{problem.key}' if problem.key else ''}: {problem.problem}")
+    if problems:
+        print(f"error: {options.dir}: {len(problems)} problems; copy or pack the set again", file=sys.stderr)
+        return FAILED
+    if not options.json:
+        print(f"{options.dir}: every byte as it was packed, every image decodes")
+    return 0
+
+
+def _order(options: argparse.Namespace) -> int:
+    samples = SampleSet.open(options.dir)
+    plan = Plan(samples.shard_samples, samples.block_samples, options.seed, options.batch, options.lanes)
+    first, stop = options.steps
+    for line in order(samples, plan, first, stop, options.ranks, options.micro_batch):
+        print(json.dumps(line))
+    return 0
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= SEED_LIMIT:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^64 - 1")
+    return int(text)
+
+
+def _steps(text: str) -> tuple[int, int]:
+    first, colon, stop = text.partition(":")
+    if not colon or not first.isdecimal() or not stop.isdecimal() or int(first) >= int(stop):
+        raise argparse.ArgumentTypeError(f"{text!r} is not A:B with A below B, such as 0:10")
+    return int(first), int(stop)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
