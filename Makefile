@@ -56,7 +56,7 @@ $(READY): uv.lock | .uv/bin/uv
 .uv/bin/uv:
 	@mkdir -p .uv/bin
 	@if uv export --frozen --quiet >/dev/null 2>&1; then ln -sf "$$(command -v uv)" $@; \
-	else $(PYTHON) -m pip install --quiet --upgrade --target .uv uv==$(UV_VERSION); fi
+	else $(PYTHON) -m pip install --quiet --root-user-action ignore --disable-pip-version-check --upgrade --target .uv uv==$(UV_VERSION); fi
 
 define install-locked
 @test "$$(cat .venv/.torch 2>/dev/null)" != system || rm -rf .venv
