@@ -1,0 +1,1 @@
+"""Upstream pretraining: DeepSpeed ZeRO, gradient checkpointing, exact order of the data, checkpoints that resume to the bit."""
