@@ -160,7 +160,7 @@ class ViTConfig(BaseModel):
             raise ValueError(f"width {width} is not divisible by {heads} heads; nearest that divide it: {_or(near)}")
         return heads
 
-    @field_validator("image_px", mode="plain")
+    @field_validator("image_px", mode="before")
     @classmethod
     def _whole_patches(cls, image_px: Any, info: ValidationInfo) -> int | tuple[int, int]:
         sides = tuple(image_px) if isinstance(image_px, list | tuple) else (image_px, image_px)

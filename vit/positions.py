@@ -21,7 +21,7 @@ def resize_positions(
     if old_grid == new_grid:
         return table_1TD
     class_rows, patches_1ND = table_1TD[:, :num_class_rows], table_1TD[:, num_class_rows:]
-    picture_1Dhw = patches_1ND.transpose(1, 2).unflatten(2, old_grid).float()
+    picture_1Dhw = patches_1ND.transpose(1, 2).unflatten(2, old_grid).double()  # as scipy does
     resized_1Dhw = F.interpolate(picture_1Dhw, size=new_grid, mode="bilinear", align_corners=True)
     resized_1ND = resized_1Dhw.flatten(2).transpose(1, 2).to(table_1TD.dtype)
     return torch.cat([class_rows, resized_1ND], dim=1)
