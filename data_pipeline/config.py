@@ -11,13 +11,17 @@ FREE: JsonDict = {"on_resume": "free"}
 Positive = Annotated[float, Field(gt=0)]
 
 
+Folders = Path | Annotated[tuple[Path, ...], Field(min_length=1)]
+
+
 class DataConfig(BaseModel):
     """Which packed sets, and in what order their samples come."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    train: Path | Annotated[tuple[Path, ...], Field(min_length=1)]  # one packed folder, or several that form one set
-    val: Path | Annotated[tuple[Path, ...], Field(min_length=1)] | None = None
+    train: Folders = Field(json_schema_extra=FREE)  # one packed folder, or several that form one set
+    val: Folders | None = Field(default=None, json_schema_extra=FREE)
+    identity: str | None = None  # of the training set; filled from its manifests, so that a set may move but not change under a run
     batch: int = Field(gt=0)  # images a step, over all ranks
     lanes: int = Field(default=64, gt=0)  # runs of the epoch that are read side by side
     skip_steps: tuple[Annotated[int, Field(ge=0)], ...] = ()  # batches never trained on

@@ -22,6 +22,7 @@ class Purpose(IntEnum):
     PACK = 4  # the shuffled listing at packing
     HOLD_OUT = 5  # which images of a class are held out at packing
     SUBSET = 6  # which images of a class a subset keeps
+    DROPOUT = 7  # what a rank drops in a step
 
 
 def words(seed: int, purpose: Purpose, *counter: int, count: int) -> npt.NDArray[np.uint64]:

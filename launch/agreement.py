@@ -34,7 +34,8 @@ def gather(world: World, value: Any) -> list[Any]:
 
 
 def all_succeed(world: World, what: str, work: Callable[[], T]) -> list[T]:
-    """Do this rank's part of `work` and gather everyone's JSON results; when a part failed, raise RuntimeError on every rank, naming it."""
+    """Do this rank's part of `work` and gather everyone's JSON results; when a part failed, raise RuntimeError on every
+    rank, naming it."""
     result, fault = None, None
     try:
         result = work()

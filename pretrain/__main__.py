@@ -10,13 +10,24 @@ from pathlib import Path
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, check or export; returns the exit code (0 done, 1 failed, 2 wrong input)."""
-    parser = argparse.ArgumentParser(prog="python -m pretrain", description="Pretrain a Vision Transformer from a recipe.")
-    parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="a recipe, such as configs/pretrain/digits.yaml")
+    parser = argparse.ArgumentParser(
+        prog="python -m pretrain", description="Pretrain a Vision Transformer from a recipe."
+    )
+    parser.add_argument(
+        "config", type=Path, metavar="CONFIG.yaml", help="a recipe, such as configs/pretrain/digits.yaml"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the recipe's")
     action = parser.add_mutually_exclusive_group()
-    action.add_argument("--check", action="store_true", help="judge everything that can be judged without training, then stop")
     action.add_argument(
-        "--weights", type=int, nargs="?", const=-1, metavar="STEP", help="write public weights from a checkpoint (the newest), then stop"
+        "--check", action="store_true", help="judge everything that can be judged without training, then stop"
+    )
+    action.add_argument(
+        "--weights",
+        type=int,
+        nargs="?",
+        const=-1,
+        metavar="STEP",
+        help="write public weights from a checkpoint (the newest), then stop",
     )
     args = parser.parse_intermixed_args(argv)
 
@@ -51,7 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             train(prepared, world, run)
             return 0
     except Exception as error:
-        print(f"rank {world.rank} failed: {type(error).__name__}: {error}; the traceback is in {prepared.config.run.folder / 'logs'}", file=sys.stderr)
+        print(
+            f"rank {world.rank} failed: {type(error).__name__}: {error}; "
+            f"the traceback is in {prepared.config.run.folder / 'logs'}",
+            file=sys.stderr,
+        )
         return 1
 
 

@@ -2,14 +2,15 @@
 
     RUNS/NAME/checkpoints/
         step-00000500/                 resumes at batch 500
-            rank-00000.safetensors     this rank's slices: "exp_avg/blocks.0.attn.qkv.weight@4096" -> values from element 4,096 on
-            rank-00001.safetensors
-            manifest.json              format, facts (step, ranks, ZeRO stage, versions, ...), size and sha256 of every file
+            rank-00000.safetensors     this rank's slices: "exp_avg/blocks.0.attn.qkv.weight@4096" -> values from
+            element 4,096 on rank-00001.safetensors manifest.json              format, facts (step, ranks, ZeRO stage,
+            versions, ...), size and sha256 of every file
         step-00001000.tmp/             being written, or what a killed job left; never read
 
-A slice names the tensor it is cut from and where, so any set of ranks at any ZeRO stage can find what it needs in files that any other set
-has written. Nothing is pickled. The manifest is written last and the folder renamed after it, so a folder without `.tmp` is whole; a
-resume still hashes every byte before it trusts one, and takes the newest checkpoint that holds.
+A slice names the tensor it is cut from and where, so any set of ranks at any ZeRO stage can find what it needs in files
+that any other set has written. Nothing is pickled. The manifest is written last and the folder renamed after it, so a
+folder without `.tmp` is whole; a resume still hashes every byte before it trusts one, and takes the newest checkpoint
+that holds.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from launch.agreement import all_succeed, gather, once
 from launch.world import World
 
 FORMAT = 1
-MASTER = "master"  # the kind of slice that holds the fp32 weights; the other kinds are the optimizer's own words for its states
+MASTER = "master"  # kind: the fp32 weights. The other kinds are the optimizer's own words for its states
 
 
 class CheckpointError(ValueError):
@@ -60,6 +61,12 @@ class Slice:
         return Slice(self.name, first, {kind: view.narrow(0, offset, length) for kind, view in self.values.items()})
 
 
+def even_parts(slices: Iterable[Slice], world: World) -> Iterator[Slice]:
+    """This rank's even part of every slice, for states that all ranks hold whole: each element is written once."""
+    for piece in slices:
+        yield piece.cut(piece.stop * world.rank // world.size, piece.stop * (world.rank + 1) // world.size)
+
+
 def folder_name(step: int) -> str:
     """The folder of the checkpoint that resumes at batch `step`."""
     return f"step-{step:08d}"
@@ -71,18 +78,21 @@ def steps_on_disk(root: Path) -> list[int]:
     return sorted(int(match[1]) for match in names if match)
 
 
-# --- Writing -----------------------------------------------------------------------------------------------------------------------------
+# --- Writing ---------------------------------------------------------------------------------------------------------
 
 
 def write(root: Path, step: int, slices: Iterable[Slice], facts: Mapping[str, Any], world: World) -> Path:
-    """Write the checkpoint of `step`; called by every rank with its own slices, returns on all of them once it is whole.
+    """Write the checkpoint of `step`; called by every rank with its own slices, returns on all of them once it is
+    whole.
 
     Raises on every rank when one failed, naming that rank; what was there before is untouched.
     """
     final = root / folder_name(step)
     partial = final.with_name(final.name + ".tmp")
     once(world, "making the checkpoint folder", lambda: _make_empty(partial))
-    entries = all_succeed(world, "writing a checkpoint", lambda: _write_slices(partial / f"rank-{world.rank:05d}.safetensors", slices))
+    entries = all_succeed(
+        world, "writing a checkpoint", lambda: _write_slices(partial / f"rank-{world.rank:05d}.safetensors", slices)
+    )
 
     def close() -> None:
         manifest = {"format": FORMAT, "facts": {"step": step, "ranks": world.size, **facts}, "files": dict(entries)}
@@ -137,7 +147,8 @@ def _sha256(path: Path) -> str:
 
 
 def prune(root: Path, keep: int, keep_every_steps: int | None) -> list[int]:
-    """Remove finished checkpoints but the `keep` newest and those at multiples of `keep_every_steps`; returns the steps removed."""
+    """Remove finished checkpoints but the `keep` newest and those at multiples of `keep_every_steps`; returns the steps
+    removed."""
     removed = [
         step for step in steps_on_disk(root)[: -max(2, keep)] if not (keep_every_steps and step % keep_every_steps == 0)
     ]
@@ -149,7 +160,7 @@ def prune(root: Path, keep: int, keep_every_steps: int | None) -> list[int]:
     return removed
 
 
-# --- Reading -----------------------------------------------------------------------------------------------------------------------------
+# --- Reading ---------------------------------------------------------------------------------------------------------
 
 
 class Checkpoint:
@@ -164,7 +175,10 @@ class Checkpoint:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: not a readable checkpoint manifest ({error})") from None
         if form != FORMAT:
-            raise CheckpointError(f"{path}: format {form}, this version reads format {FORMAT}; use the version of vit-at-scale that wrote it")
+            raise CheckpointError(
+                f"{path}: format {form}, this version reads format {FORMAT}; "
+                "use the version of vit-at-scale that wrote it"
+            )
         self.files: dict[str, dict[str, Any]] = content["files"]
         self.facts: dict[str, Any] = content["facts"]
 
@@ -174,7 +188,8 @@ class Checkpoint:
         return int(self.facts["step"])
 
     def fault(self, names: Iterable[str] | None = None) -> str | None:
-        """What is wrong with the named files (by default all), judged by existence, size and sha256; None when nothing is."""
+        """What is wrong with the named files (by default all), judged by existence, size and sha256; None when nothing
+        is."""
         for name in self.files if names is None else names:
             path, wanted = self.folder / name, self.files[name]
             if not path.is_file():
@@ -232,11 +247,15 @@ class _Pieces:
                 view[first - start : last - start].copy_(values)
                 found += last - first
         if found != view.numel():
-            raise CheckpointError(f"{self.folder}: {kind} of {name} has {found:,} of the {view.numel():,} elements asked for; was the model changed?")
+            raise CheckpointError(
+                f"{self.folder}: {kind} of {name} has {found:,} of the {view.numel():,} elements asked for; "
+                "was the model changed?"
+            )
 
 
-def newest(root: Path, world: World, on_refused: Callable[[int, str], None]) -> Checkpoint | None:
-    """The newest checkpoint that verifies, the hashing shared by all ranks; `on_refused(step, reason)` hears of each that does not."""
+def newest(root: Path, world: World, on_refused: Callable[..., None]) -> Checkpoint | None:
+    """The newest checkpoint that verifies, the hashing shared by all ranks; `on_refused(step=, reason=)` hears of each
+    that does not."""
     steps: list[int] = gather(world, steps_on_disk(root) if world.rank == 0 else None)[0]
     for step in reversed(steps):
         reason: str | None = None
@@ -248,5 +267,5 @@ def newest(root: Path, world: World, on_refused: Callable[[int, str], None]) -> 
         reasons = [found for found in gather(world, reason) if found]
         if not reasons:
             return checkpoint
-        on_refused(step, reasons[0])
+        on_refused(step=step, reason=reasons[0])
     return None

@@ -1,7 +1,8 @@
 """The pretraining config: one frozen model per YAML section, read and judged without torch.
 
-Sections that another room owns (`run`, `vit`, `head`, `data`, `augment`, `optim`) are imported from there; the three that only pretraining
-has live here. What one section cannot see alone (a schedule longer than the run, a loss that the labels do not fit) is judged at the end.
+Sections that another room owns (`run`, `vit`, `head`, `data`, `augment`, `optim`) are imported from there; the three
+that only pretraining has live here. What one section cannot see alone (a schedule longer than the run, a loss that the
+labels do not fit) is judged at the end.
 """
 
 from __future__ import annotations
@@ -63,7 +64,11 @@ class PretrainConfig(Section):
     @model_validator(mode="after")
     def _judge_across_sections(self) -> Self:
         if self.optim.name != "adamw":
-            raise ValueError(f"optim.name = {self.optim.name}: pretraining is done with adamw; {self.optim.name} is for fine-tuning")
+            raise ValueError(
+                f"optim.name = {self.optim.name}: pretraining is done with adamw; {self.optim.name} is for fine-tuning"
+            )
         if self.objective.name == "sigmoid" and self.objective.label_smoothing:
-            raise ValueError("objective.label_smoothing: belongs to the softmax loss; set it to 0 or objective.name to softmax")
+            raise ValueError(
+                "objective.label_smoothing: belongs to the softmax loss; set it to 0 or objective.name to softmax"
+            )
         return self

@@ -1,10 +1,11 @@
 """The only room that knows DeepSpeed: a ViT and an optimizer go in, exact steps and nameable states come out.
 
-Order of wrapping: gradient checkpointing -> compile -> ZeRO. What every stage hides differently is shown in one way: `slices()`, the
-fp32 masters and optimizer states that this rank holds, as views cut from named tensors.
+Order of wrapping: gradient checkpointing -> compile -> ZeRO. What every stage hides differently is shown in one way:
+`slices()`, the fp32 masters and optimizer states that this rank holds, as views cut from named tensors.
 
 Measured on DeepSpeed 0.19.8, and cured here:
-- on a CPU its start compiles a C++ operation, which needs ninja and a compiler: the operation is declared absent and gloo takes its place;
+- on a CPU its start compiles a C++ operation, which needs ninja and a compiler: the operation is declared absent and
+  gloo takes its place;
 - its defaults move (clipping is on at 1.0 since 0.19): every key that matters is written;
 - in bf16 the fp32 masters are copied from weights already rounded: ours are refilled from the fp32 values;
 - at stage 0 in bf16 a trial step leaves Adam's count at 1: the states are set back to the beginning;
@@ -15,9 +16,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.path.exists("/dev/nvidiactl") else "cpu")
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if Path("/dev/nvidiactl").exists() else "cpu")
 
 import deepspeed
 import deepspeed.ops
@@ -29,10 +31,10 @@ from torch.utils.checkpoint import checkpoint as recompute
 from launch.world import World
 from pretrain.checkpoint import MASTER, Slice
 from pretrain.config import EngineConfig
-from pretrain.optim import OptimConfig, build_optimizer, set_learning_rate
+from pretrain.optim import STATES, OptimConfig, begin_states, build_optimizer, set_learning_rate
 from vit.model import ViT
 
-ADAM_STATES = ("exp_avg", "exp_avg_sq")
+ADAM_STATES = STATES["adamw"]
 BUCKET_ELEMENTS = 25_000_000  # DeepSpeed's 5e8 is larger than ViT-L whole, so nothing would overlap
 
 
@@ -42,12 +44,12 @@ def connect(world: World) -> None:
     if backend == "gloo":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:
-        torch.cuda.set_device(world.local_rank)
+        torch.cuda.set_device(world.device)
     deepspeed.init_distributed(dist_backend=backend, verbose=False, rank=world.rank, world_size=world.size)
 
 
 class Engine:
-    """A model under training: forward through `model`, then `backward(loss)` once a micro-batch and `step(lr)` after each."""
+    """A model under training: `model(images)`, then `backward(loss)` and `step(lr)`, once each for every micro-batch."""
 
     def __init__(
         self, model: ViT, config: EngineConfig, optim: OptimConfig, world: World, micro_batch: int, accumulation: int
@@ -67,16 +69,21 @@ class Engine:
             for block in model.blocks:
                 block.compile(dynamic=False)
 
-        initial = {name: p.detach().clone() for name, p in model.named_parameters()} if config.precision == "bf16" else {}
+        initial = {name: p.detach().clone() for name, p in model.named_parameters() if self.dtype != torch.float32}
         optimizer = build_optimizer(optim, model, fused=on_gpu)
         self._deepspeed, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=self._deepspeed_config(config, micro_batch, accumulation)
         )
         self.module = model
-        self._wrapper = self._deepspeed.optimizer  # ZeRO's or the half-precision wrapper; at stage 0 in fp32 the optimizer itself
+        # ZeRO's or the half-precision wrapper around Adam; at stage 0 in fp32 Adam itself.
+        self._wrapper = self._deepspeed.optimizer
         self._adam: torch.optim.Optimizer = self._deepspeed.basic_optimizer
         self._grad_norm: torch.Tensor | float = float("nan")
-        self._reset_states()
+        self._masters: dict[int, torch.Tensor] = {}
+        if self.stage == 0 and self.precision == "bf16":
+            for rounded, exact in zip(self._wrapper.fp16_groups, self._wrapper.fp32_groups, strict=True):
+                self._masters |= {id(parameter): master for parameter, master in zip(rounded, exact, strict=True)}
+        begin_states(optim, self._adam, self._optimized())
         if initial:
             for piece in self.slices():
                 piece.values[MASTER].copy_(initial[piece.name].view(-1)[piece.start : piece.stop])
@@ -112,10 +119,10 @@ class Engine:
         logits_BK: torch.Tensor = self._deepspeed(images_BCHW.to(self.dtype))
         return logits_BK
 
-    # --- A step ---------------------------------------------------------------------------------------------------------------------------
+    # --- A step ------------------------------------------------------------------------------------------------------
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Accumulate the gradients of one micro-batch's loss; DeepSpeed divides by accumulation and averages over ranks."""
+        """Add one micro-batch's gradients; DeepSpeed divides by the accumulation and averages over the ranks."""
         self._deepspeed.backward(loss)
 
     def step(self, lr: float) -> None:
@@ -135,25 +142,24 @@ class Engine:
         """Global gradient norm of the last batch before clipping, still on the device if it was computed there."""
         return self._grad_norm
 
-    # --- States, by name ------------------------------------------------------------------------------------------------------------------
-
-    @property
-    def replicated(self) -> bool:
-        """Whether every rank holds every state whole (stage 0)."""
-        return self.stage == 0
+    # --- States, by name ---------------------------------------------------------------------------------------------
 
     def slices(self) -> Iterator[Slice]:
-        """Masters and Adam's moments that live on this rank, as views: reading and writing them is reading and writing the training state."""
+        """Masters and Adam's moments that live on this rank, as views: to write them is to write the training state."""
         rank = self.world.rank
         for name, parameter in self.module.named_parameters():
+            hidden: Any = parameter  # what DeepSpeed hangs on it
             if self.stage == 3:
                 partition = safe_get_local_fp32_param(parameter)
                 start = rank * partition.numel()
-                length = max(0, min(partition.numel(), parameter.ds_numel - start))  # the last partitions are padded
-                views = {MASTER: partition, **{kind: safe_get_local_optimizer_state(parameter, kind) for kind in ADAM_STATES}}
+                length = max(0, min(partition.numel(), hidden.ds_numel - start))  # the last partitions are padded
+                views = {
+                    MASTER: partition,
+                    **{kind: safe_get_local_optimizer_state(parameter, kind) for kind in ADAM_STATES},
+                }
                 yield Slice(name, start, {kind: view.detach().narrow(0, 0, length) for kind, view in views.items()})
             elif self.stage in (1, 2):
-                if (mapping := parameter._hp_mapping) is not None:
+                if (mapping := hidden._hp_mapping) is not None:
                     place = mapping.get_hp_fragment_address()
                     states = self._adam.state[self._wrapper.single_partition_of_fp32_groups[mapping.param_group_index]]
                     views = {MASTER: mapping.hp_fragment.detach()}
@@ -164,19 +170,13 @@ class Engine:
                 views = {MASTER: master.detach(), **{kind: self._adam.state[master][kind] for kind in ADAM_STATES}}
                 yield Slice(name, 0, {kind: view.view(-1) for kind, view in views.items()})
 
-    def slices_to_save(self) -> Iterator[Slice]:
-        """The slices, each element on one rank only: where all ranks hold all, each takes its even part of every tensor."""
-        rank, ranks = self.world.rank, self.world.size
-        for piece in self.slices():
-            yield piece.cut(piece.stop * rank // ranks, piece.stop * (rank + 1) // ranks) if self.replicated else piece
-
     @property
     def updates(self) -> int:
         """Updates that Adam has counted."""
         return int(self._adam.state[self._optimized()[0]]["step"].item())
 
     def restore(self, fill: Callable[[Iterator[Slice]], None], updates: int) -> None:
-        """Let `fill` write the saved values into the slices, set Adam's count, and bring the model's weights in step with the masters."""
+        """Let `fill` write saved values into the slices, set Adam's count, and bring the model in step with the masters."""
         fill(self.slices())
         for tensor in self._optimized():
             self._adam.state[tensor]["step"].fill_(updates)
@@ -205,16 +205,3 @@ class Engine:
         if self.stage == 3:
             return list(self._wrapper.fp32_partitioned_groups_flat)
         return [tensor for group in self._adam.param_groups for tensor in group["params"]]
-
-    def _reset_states(self) -> None:
-        """Make Adam's states exist, at zero updates, so that slices can be cut before the first step."""
-        self._masters: dict[int, torch.Tensor] = {}
-        if self.stage == 0 and self.precision == "bf16":
-            for rounded, exact in zip(self._wrapper.fp16_groups, self._wrapper.fp32_groups, strict=True):
-                self._masters |= {id(parameter): master for parameter, master in zip(rounded, exact, strict=True)}
-        fused = bool(self._adam.param_groups[0].get("fused"))
-        for tensor in self._optimized():
-            self._adam.state[tensor] = {
-                "step": torch.zeros((), dtype=torch.float32, device=tensor.device if fused else "cpu"),
-                **{kind: torch.zeros_like(tensor, memory_format=torch.preserve_format) for kind in ADAM_STATES},
-            }

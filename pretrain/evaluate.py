@@ -21,8 +21,9 @@ def evaluate(
 ) -> dict[str, float]:
     """`val_top1`, `val_top5` (shares of images) and `val_loss` (mean) over this rank's batches and all others'.
 
-    With several labels an image counts as right when the class ranked first is one of them. Counts are summed in float64, so they are
-    exact; each rank must bring the same number of batches (padded with rows of weight 0), because ZeRO-3 gathers weights in step.
+    With several labels an image counts as right when the class ranked first is one of them. Counts are summed in
+    float64, so they are exact; each rank must bring the same number of batches (padded with rows of weight 0), because
+    ZeRO-3 gathers weights in step.
     """
     images, top1, top5, loss_sum = 0.0, 0.0, 0.0, 0.0
     for batch in batches:

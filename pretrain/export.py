@@ -21,12 +21,15 @@ def export_weights(checkpoint: Checkpoint, prepared: Prepared, out: Path) -> Non
         "training_set": prepared.train.identity,
         **checkpoint.facts["versions"],
     }
-    header = weights.WeightsHeader(vit=config.vit, head=config.head, classes=prepared.train.classes, provenance=provenance)
+    header = weights.WeightsHeader(
+        vit=config.vit, head=config.head, classes=prepared.train.classes, provenance=provenance
+    )
     weights.save(out, dict(checkpoint.tensors(tensor_shapes(config.vit, config.head))), header)
 
 
 def export_from_run(prepared: Prepared, step: int | None) -> Path:
-    """Write RUN/weights-STEP from the checkpoint of `step`, by default the newest whole one; raises CheckpointError when there is none."""
+    """Write RUN/weights-STEP from the checkpoint of `step`, by default the newest whole one; raises CheckpointError
+    when there is none."""
     root = prepared.config.run.folder / "checkpoints"
     steps = steps_on_disk(root)
     if not steps:

@@ -1,7 +1,9 @@
-"""What a step did, told one step late: sums over ranks travel while the next step runs, and nothing waits for the device.
+"""What a step did, told one step late: sums over ranks travel while the next step runs, and nothing waits for the
+device.
 
-`batch_digest` says which images the engine consumed: a sum modulo 2^64 over (shard, key, place), so it does not depend on who had which.
-A float64 holds integers exactly only below 2^53, so the digest travels in four 16-bit parts beside the loss.
+`batch_digest` says which images the engine consumed: a sum modulo 2^64 over (shard, key, place), so it does not depend
+on who had which. A float64 holds integers exactly only below 2^53, so the digest travels in four 16-bit parts beside
+the loss.
 """
 
 from __future__ import annotations
@@ -40,7 +42,13 @@ class StepMeter:
     """Times the loop and records every `log_every_steps`-th step, the first and the last."""
 
     def __init__(
-        self, run: Run, world: World, images_per_step: int, steps: int, log_every_steps: int, skip_steps: Collection[int]
+        self,
+        run: Run,
+        world: World,
+        images_per_step: int,
+        steps: int,
+        log_every_steps: int,
+        skip_steps: Collection[int],
     ) -> None:
         self.run, self.world = run, world
         self.images_per_step, self.steps, self.log_every_steps = images_per_step, steps, log_every_steps
@@ -59,8 +67,11 @@ class StepMeter:
         """Count time that the loop spent waiting for data."""
         self._waited_s += seconds
 
-    def step_done(self, step: int, batch: Batch, loss_sum: torch.Tensor, grad_norm: torch.Tensor | float, lr: float) -> None:
-        """Take in step number `step` (the first is 1); all ranks call it, `loss_sum` being this rank's sum over its images."""
+    def step_done(
+        self, step: int, batch: Batch, loss_sum: torch.Tensor, grad_norm: torch.Tensor | float, lr: float
+    ) -> None:
+        """Take in step number `step` (the first is 1); all ranks call it, `loss_sum` being this rank's sum over its
+        images."""
         self._steps_since += 1
         self.flush()
         if not (step % self.log_every_steps == 0 or step in (1, self.steps)):

@@ -18,7 +18,8 @@ def loss_per_image(objective: ObjectiveConfig, logits_BK: torch.Tensor, labels: 
     """Loss [B] of each image in fp32, for integer labels [B] or multi-hot labels [B, K].
 
     softmax: cross-entropy; several labels of an image share the probability evenly.
-    sigmoid: binary cross-entropy summed, not averaged, over the classes (google-research/big_vision, utils.py, sigmoid_xent).
+    sigmoid: binary cross-entropy summed, not averaged, over the classes (google-research/big_vision, utils.py,
+    sigmoid_xent).
     """
     logits_BK = logits_BK.float()
     if objective.name == "softmax":
@@ -33,8 +34,8 @@ def classification(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss to differentiate, detached weighted sum of the losses) of one micro-batch.
 
-    `scale` is ranks x accumulation / global batch: the engine averages over ranks and micro-batches, and the product is the mean over
-    the images of the global batch, whatever share of them this rank has.
+    `scale` is ranks x accumulation / global batch: the engine averages over ranks and micro-batches, and the product is
+    the mean over the images of the global batch, whatever share of them this rank has.
     """
     loss_sum = (loss_per_image(objective, model(batch.pixels()), batch.labels) * batch.weights).sum()
     return loss_sum * scale, loss_sum.detach()

@@ -6,6 +6,7 @@ torch is imported inside the function that needs it, so that a config is judged 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 
 
 class OptimConfig(BaseModel):
-    """YAML section `optim`. Weight decay is decoupled and multiplied by the learning rate, as in the paper and in torch's AdamW."""
+    """YAML section `optim`. Weight decay is decoupled and multiplied by the learning rate, as in the paper and in
+    torch's AdamW."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -36,8 +38,9 @@ class OptimConfig(BaseModel):
 def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
     """Learning rate of the update that follows `step` completed ones, in a run of `steps`.
 
-    Linear warm-up multiplies the decay, which begins where the warm-up ends; the very first update of a warmed-up run has rate 0. Both
-    conventions are those of the authors' code (google-research/vision_transformer, vit_jax/utils.py, create_learning_rate_schedule).
+    Linear warm-up multiplies the decay, which begins where the warm-up ends; the very first update of a warmed-up run
+    has rate 0. Both conventions are those of the authors' code (google-research/vision_transformer, vit_jax/utils.py,
+    create_learning_rate_schedule).
     """
     progress = min(1.0, max(0.0, (step - optim.warmup_steps) / max(1, steps - optim.warmup_steps)))
     if optim.schedule == "linear":
@@ -56,9 +59,12 @@ def build_optimizer(optim: OptimConfig, model: nn.Module, *, fused: bool) -> tor
     """
     import torch
 
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        is_matrix = name.endswith(".weight") and parameter.ndim >= 2  # not the class token, the positions, biases, LayerNorms
+        is_matrix = (
+            name.endswith(".weight") and parameter.ndim >= 2
+        )  # not the class token, the positions, biases, LayerNorms
         (decayed if optim.decay == "all" or is_matrix else kept).append(parameter)
     groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": optim.weight_decay}]
     if kept:
@@ -66,6 +72,26 @@ def build_optimizer(optim: OptimConfig, model: nn.Module, *, fused: bool) -> tor
     if optim.name == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=optim.momentum, fused=fused)
     return torch.optim.AdamW(groups, lr=0.0, betas=optim.betas, eps=optim.eps, fused=fused)
+
+
+STATES = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+"""The tensors that an optimizer keeps beside each weight, in torch's words."""
+
+
+def begin_states(optim: OptimConfig, optimizer: torch.optim.Optimizer, tensors: Iterable[torch.Tensor]) -> None:
+    """Make the states of `tensors` exist at zero updates, which torch does only in the first step; the numbers that
+    follow are the same."""
+    import torch
+
+    fused = bool(optimizer.param_groups[0].get("fused"))
+    for tensor in tensors:
+        optimizer.state[tensor] = {
+            kind: torch.zeros_like(tensor, memory_format=torch.preserve_format) for kind in STATES[optim.name]
+        }
+        if optim.name == "adamw":
+            optimizer.state[tensor]["step"] = torch.zeros(
+                (), dtype=torch.float32, device=tensor.device if fused else "cpu"
+            )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -2,8 +2,8 @@
 
     plan -> stream -> augment -> ViT -> objective -> engine -> checkpoint -> weights
 
-The loop never divides the loss, never asks which rank it is, and never waits for the device to talk: the line of step t-1 is written
-while step t runs.
+The loop never divides the loss, never asks which rank it is, and never waits for the device to talk: the line of step
+t-1 is written while step t runs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from vit.model import ViT
 
 def train(prepared: Prepared, world: World, run: Run) -> dict[str, Any]:
     """Train to the last step, or go on from the newest whole checkpoint; returns the run's result."""
-    config, steps = prepared.config, prepared.steps
+    config, work, steps = prepared.config, prepared.work, prepared.work.steps
 
     # --- Where this run lives ----------------------------------------------------------------------------------------
     connect(world)
@@ -42,32 +42,35 @@ def train(prepared: Prepared, world: World, run: Run) -> dict[str, Any]:
     start = saved.step if saved else 0
 
     # --- Data --------------------------------------------------------------------------------------------------------
-    loading = {"rank": world.rank, "ranks": world.size, "workers": config.data.workers, "threads": config.data.threads}
+    workers, threads = config.data.workers, config.data.threads
     augment = TrainTransform(config.augment, config.vit.image_hw, config.run.seed)
-    stream = TrainStream(prepared.train, prepared.plan, augment, rows=prepared.rows, **loading)
+    stream = TrainStream(prepared.train, work.plan, augment, world.rank, world.size, work.rows, workers, threads)
     batches = stream.batches(start, steps, skip=config.data.skip_steps)
 
     # --- Model -------------------------------------------------------------------------------------------------------
     model = ViT(config.vit, config.head)
     model.init_weights(config.run.seed)
-    engine = Engine(model, config.engine, config.optim, world, prepared.micro_batch, prepared.accumulation)
+    engine = Engine(model, config.engine, config.optim, world, work.micro_batch, work.accumulation)
     if saved:
         engine.restore(saved.fill, saved.facts["updates"])
     run.resume_at(start, steps)
 
     # --- Loop --------------------------------------------------------------------------------------------------------
-    objective = partial(classification, config.objective, engine.model, scale=prepared.loss_scale)
+    objective = partial(classification, config.objective, engine.model, scale=work.loss_scale)
     meter = StepMeter(run, world, config.data.batch, steps, config.run.log_every_steps, config.data.skip_steps)
 
     def save(step: int) -> None:
-        checkpoint.write(checkpoints, step, engine.slices_to_save(), {"updates": engine.updates, **prepared.facts}, world)
+        mine = checkpoint.even_parts(engine.slices(), world) if config.engine.zero_stage == 0 else engine.slices()
+        checkpoint.write(checkpoints, step, mine, {"updates": engine.updates, **prepared.facts}, world)
         run.event("checkpoint written", step=step)
-        once(world, "removing old checkpoints", lambda: checkpoint.prune(checkpoints, config.run.keep_checkpoints, config.run.keep_every_steps))
+        keep, keep_every_steps = config.run.keep_checkpoints, config.run.keep_every_steps
+        once(world, "removing old checkpoints", lambda: checkpoint.prune(checkpoints, keep, keep_every_steps))
 
     def validate(step: int) -> dict[str, float]:
         if not prepared.val:
             return {}
-        images = eval_batches(prepared.val, EvalTransform(config.vit.image_hw), rows=config.evaluate.batch, **loading)
+        squash = EvalTransform(config.vit.image_hw)
+        images = eval_batches(prepared.val, squash, world.rank, world.size, config.evaluate.batch, workers, threads)
         engine.module.eval()
         accuracy = evaluate(engine.model, images, partial(loss_per_image, config.objective), world)
         engine.module.train()
@@ -83,7 +86,7 @@ def train(prepared: Prepared, world: World, run: Run) -> dict[str, Any]:
             batch = next(batches).to(world.device)
             meter.waited(time.perf_counter() - asked)
 
-            # Dropout is keyed by (seed, step, rank), so that a resumed run draws what the unbroken one would have drawn.
+            # Dropout is keyed by (seed, step, rank): a resumed run draws what the unbroken one would have drawn.
             torch.manual_seed(int(words(config.run.seed, Purpose.DROPOUT, step, world.rank, count=1)[0]))
             lr = learning_rate(config.optim, step, steps)
             loss_sum = torch.zeros((), device=world.device)

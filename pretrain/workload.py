@@ -1,0 +1,90 @@
+"""What a training run has to work through, judged without torch: its sets of images, its steps, and each rank's part of
+a batch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from data_pipeline.config import DataConfig
+from data_pipeline.plan import Plan, max_share
+from data_pipeline.samples import SampleSet, check_same_classes
+from launch.run import RunConfig
+
+AUTO_MICRO_BATCH = (
+    64  # rows: keeps two CPU cores busy, and ViT-H/14 fits with full checkpointing beside its states on an 80 GB GPU
+)
+
+
+def open_sets(data: DataConfig) -> tuple[SampleSet, SampleSet | None]:
+    """The training and the validation set, every shard there with its size; raises ValueError when they do not number
+    classes alike."""
+    train = SampleSet.open(data.train)
+    train.check()
+    if data.val is None:
+        return train, None
+    val = SampleSet.open(data.val)
+    val.check()
+    check_same_classes(train, val)
+    return train, val
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The arithmetic of a run on a number of ranks."""
+
+    plan: Plan
+    steps: int
+    ranks: int
+    micro_batch: int  # rows
+    accumulation: int  # micro-batches a step
+
+    @classmethod
+    def lay_out(
+        cls,
+        run: RunConfig,
+        data: DataConfig,
+        train: SampleSet,
+        ranks: int,
+        micro_batch: int | Literal["auto"],
+        warmup_steps: int,
+    ) -> Workload:
+        """Work out steps and shares; raises ValueError when the ranks are more than the images of a batch, or the
+        warm-up than the run."""
+        if data.batch < ranks:
+            raise ValueError(
+                f"data.batch = {data.batch}: is less than the {ranks} ranks; raise data.batch or start fewer ranks"
+            )
+        steps = run.steps or math.ceil((run.epochs or 0) * train.num_samples / data.batch)
+        if warmup_steps > steps:
+            raise ValueError(
+                f"optim.warmup_steps = {warmup_steps:,}: is longer than the run of {steps:,} steps; shorten it"
+            )
+        plan = Plan(train.shard_samples, train.block_samples, seed=run.seed, batch=data.batch, lanes=data.lanes)
+        share = max_share(data.batch, ranks)
+        if micro_batch == "auto":
+            accumulation = math.ceil(share / AUTO_MICRO_BATCH)
+            return cls(plan, steps, ranks, math.ceil(share / accumulation), accumulation)
+        return cls(plan, steps, ranks, micro_batch, math.ceil(share / micro_batch))
+
+    @property
+    def rows(self) -> int:
+        """Rows of a rank's batch: the largest share, padded to whole micro-batches."""
+        return self.micro_batch * self.accumulation
+
+    @property
+    def loss_scale(self) -> float:
+        """What the sum of a micro-batch's losses is multiplied by: averaged over ranks and micro-batches it is the
+        global mean."""
+        return self.ranks * self.accumulation / self.plan.batch_samples
+
+    def summary(self) -> str:
+        """Steps and shares, for people."""
+        padding = self.rows * self.ranks - self.plan.batch_samples
+        epochs = self.steps * self.plan.batch_samples / self.plan.num_samples
+        return (
+            f"steps   {self.steps:,} of {self.plan.batch_samples:,} images ({epochs:.1f} epochs)\n"
+            f"ranks   {self.ranks}; {self.accumulation} micro-batches of {self.micro_batch} on each"
+            + (f", {padding} rows of padding a step" if padding else "")
+        )
