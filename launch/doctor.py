@@ -105,7 +105,7 @@ def judge_packages(wanted: Mapping[str, tuple[int, ...]], installed: Mapping[str
         if name not in installed:
             findings.append(Finding(name, "STOP", f"not installed, needs {name}{at_least}", "make setup"))
         elif numbers_in(installed[name]) < least:
-            findings.append(Finding(name, "STOP", f"{installed[name]}, needs{at_least}", "make setup"))
+            findings.append(Finding(name, "STOP", f"{installed[name]}, needs {name}{at_least}", "make setup"))
     return findings or [Finding("packages", "ok", ", ".join(f"{name} {installed[name]}" for name in wanted))]
 
 

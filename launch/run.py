@@ -132,9 +132,9 @@ class Run:
             return run
         logs = run.folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        run._log = (logs / f"rank-{world.rank:05}.log").open("a", encoding="utf-8", buffering=1)
         if run._leads:
             run._begin(command, changes)
+        run._log = (logs / f"rank-{world.rank:05}.log").open("a", encoding="utf-8", buffering=1)
         return run
 
     def resume_at(self, step: int, steps: int) -> None:
@@ -161,7 +161,7 @@ class Run:
     # --- While it runs -----------------------------------------------------------------------------------------------
 
     def record(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Log a completed step, once and in order: metrics, curves, progress. Do it before its checkpoint is written."""
+        """Log a completed step, once and in order: metrics, curves, progress. Do so before its checkpoint."""
         if not self._leads:
             return
         assert self._metrics is not None, "resume_at comes first"

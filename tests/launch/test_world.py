@@ -1,7 +1,7 @@
 """Whoever starts the ranks, each finds its place; whatever is missing or contradictory is named.
 
-The `.env` files under environments/ are whole sets of variables, captured from torchrun 2.15 and from a Slurm 22.05 of three hosts (only host,
-user and folder names were changed): what a rank really sees is full of variables that say something else.
+The `.env` files under environments/ are whole sets of variables, captured from torchrun 2.15 and from a Slurm 22.05 of
+three hosts (host, user and folder names changed): what a rank really sees is full of variables that say something else.
 """
 
 import socket
@@ -13,7 +13,7 @@ import pytest
 from launch.world import LOOPBACK, PORTS, World, WorldError, expand_counts, expand_hosts, free_port
 
 ENVIRONMENTS = Path(__file__).parent / "environments"
-ALONE = {"rank": 0, "size": 1, "local_rank": 0, "local_size": 1, "master_addr": LOOPBACK}
+ALONE: dict[str, int | str] = {"rank": 0, "size": 1, "local_rank": 0, "local_size": 1, "master_addr": LOOPBACK}
 
 
 def captured(name: str, **changes: str | None) -> dict[str, str]:
@@ -39,23 +39,23 @@ def place(rank: int, size: int, local_rank: int, local_size: int, master_addr: s
         ("salloc_shell_as_interactive_step", ALONE),
     ],
 )
-def test_place_of_a_rank(environment, expected):
+def test_place_of_a_rank(environment: str, expected: dict[str, int | str]) -> None:
     world = World.detect(captured(environment))
     assert {name: getattr(world, name) for name in expected} == expected
 
 
-def test_no_launcher_is_one_rank():
+def test_no_launcher_is_one_rank() -> None:
     world = World.detect({"PATH": "/bin", "WORLD_SIZE": "1"})
     assert place(world.rank, world.size, world.local_rank, world.local_size, world.master_addr) == ALONE
     assert world.master_port in PORTS
 
 
-def test_torchrun_inside_a_slurm_step_is_torchruns():
+def test_torchrun_inside_a_slurm_step_is_torchruns() -> None:
     both = captured("srun_in_sbatch_rank3") | captured("torchrun_rank1")
     assert World.detect(both) == World.detect(captured("torchrun_rank1"))
 
 
-def test_ports_agree_between_ranks_and_differ_between_jobs_and_steps():
+def test_ports_agree_between_ranks_and_differ_between_jobs_and_steps() -> None:
     ranks = [World.detect(captured(f"srun_in_sbatch_rank{rank}")) for rank in (3, 4)]
     assert ranks[0].master_port == ranks[1].master_port
     others = [
@@ -65,7 +65,7 @@ def test_ports_agree_between_ranks_and_differ_between_jobs_and_steps():
     assert len(set(others)) == 4 and set(others) <= set(PORTS)
 
 
-def test_a_users_own_rendezvous_is_respected():
+def test_a_users_own_rendezvous_is_respected() -> None:
     world = World.detect(captured("srun_in_sbatch_rank3", MASTER_ADDR="10.1.2.3", MASTER_PORT="4567"))
     assert (world.master_addr, world.master_port) == ("10.1.2.3", 4567)
 
@@ -88,7 +88,11 @@ def test_a_users_own_rendezvous_is_respected():
         ("srun_in_sbatch_rank3", {"SLURM_PROCID": "5"}, "SLURM_PROCID=5: must be a whole number from 0 to 4"),
         ("srun_in_sbatch_rank3", {"SLURM_LOCALID": "2"}, "SLURM_LOCALID=2: must be"),
         ("srun_in_sbatch_rank3", {"SLURM_NODEID": "3"}, "SLURM_NODEID=3: must be"),
-        ("srun_in_sbatch_rank3", {"SLURM_STEP_TASKS_PER_NODE": "2(x3)"}, r"SLURM_STEP_TASKS_PER_NODE=2\(x3\) does not share"),
+        (
+            "srun_in_sbatch_rank3",
+            {"SLURM_STEP_TASKS_PER_NODE": "2(x3)"},
+            r"SLURM_STEP_TASKS_PER_NODE=2\(x3\) does not share",
+        ),
         ("srun_in_sbatch_rank3", {"SLURM_STEP_NODELIST": "gpu[1-2]"}, "does not share"),
         ("srun_in_sbatch_rank3", {"WORLD_SIZE": "4"}, "WORLD_SIZE=4, but SLURM_STEP_NUM_TASKS=5"),
         ("srun_in_sbatch_rank3", {"SLURM_PROCID": "0"}, "SLURM_NODEID=1: rank 0 is not on the first host"),
@@ -96,7 +100,9 @@ def test_a_users_own_rendezvous_is_respected():
         ("sbatch_shell", {"WORLD_SIZE": "5"}, "WORLD_SIZE=5, but RANK is not set"),
     ],
 )
-def test_what_is_missing_or_contradictory_is_named(environment, changes, message):
+def test_what_is_missing_or_contradictory_is_named(
+    environment: str, changes: dict[str, str | None], message: str
+) -> None:
     with pytest.raises(WorldError, match=f"^{message}" if not message.startswith("does") else message):
         World.detect(captured(environment, **changes))
 
@@ -111,15 +117,15 @@ def test_what_is_missing_or_contradictory_is_named(environment, changes, message
         ("gpu[98-101]", ["gpu98", "gpu99", "gpu100", "gpu101"]),
     ],
 )
-def test_expand_hosts(nodelist, hosts):
+def test_expand_hosts(nodelist: str, hosts: list[str]) -> None:
     assert expand_hosts(nodelist) == hosts
 
 
-def test_expand_counts():
+def test_expand_counts() -> None:
     assert expand_counts("2(x3),1,8(x2)") == [2, 2, 2, 1, 8, 8]
 
 
-def test_export_is_what_detect_reads():
+def test_export_is_what_detect_reads() -> None:
     env: dict[str, str] = captured("srun_in_sbatch_rank3")
     world = World.detect(env)
     world.export(env)
@@ -127,17 +133,17 @@ def test_export_is_what_detect_reads():
     assert World.detect(env) == world
 
 
-def test_free_port_can_be_listened_on_and_taken_ones_are_passed_over(monkeypatch):
+def test_free_port_can_be_listened_on_and_taken_ones_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("", free_port()))
         taken.listen()
         monkeypatch.setattr("random.SystemRandom.sample", lambda self, ports, count: [taken.getsockname()[1]])
-        with pytest.raises(OSError, match="none of 100 ports tried in 20000 .. 29999 is free"):
+        with pytest.raises(OSError, match=r"none of 100 ports tried in 20000 \.\. 29999 is free"):
             free_port()
 
 
 class FakeTorch:
-    def __init__(self, num_gpus: int):
+    def __init__(self, num_gpus: int) -> None:
         self.cuda = self
         self.is_available = lambda: num_gpus > 0
         self.device_count = lambda: num_gpus
@@ -147,17 +153,19 @@ class FakeTorch:
     ("local_rank", "num_gpus", "device"),
     [(0, 0, "cpu"), (1, 0, "cpu"), (0, 2, "cuda:0"), (1, 2, "cuda:1"), (1, 1, "cuda:0")],
 )
-def test_device(local_rank, num_gpus, device, monkeypatch):
+def test_device(local_rank: int, num_gpus: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DS_ACCELERATOR", raising=False)
     monkeypatch.setitem(sys.modules, "torch", FakeTorch(num_gpus))
     assert World(local_rank, 4, local_rank, 4, LOOPBACK, 1).device == device
 
 
-def test_device_refuses_too_few_gpus_unless_told_to_use_the_cpu(monkeypatch):
+def test_device_refuses_too_few_gpus_unless_told_to_use_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DS_ACCELERATOR", raising=False)
     monkeypatch.setitem(sys.modules, "torch", FakeTorch(2))
     world = World(7, 8, 3, 4, "gpu1", 1)
-    with pytest.raises(WorldError, match="rank 7 is number 3 on this host, which shows 2 GPUs: start at most 2 ranks a host"):
+    with pytest.raises(
+        WorldError, match="rank 7 is number 3 on this host, which shows 2 GPUs: start at most 2 ranks a host"
+    ):
         _ = world.device
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     assert world.device == "cpu"
