@@ -41,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return REFUSED
+    except BrokenPipeError:  # `order ... | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (pack.PackError, SampleError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
@@ -153,7 +156,7 @@ def _summary(folder: Path, packed: manifest.Manifest) -> str:
     mib = sum(shard.bytes for shard in packed.shards) / 2**20
     return (
         f"{folder}: {packed.num_samples} images of {len(packed.classes)} classes "
-        f"in {len(packed.shards)} shards ({mib:.1f} MiB)"
+        f"in {len(packed.shards)} shard{'s' * (len(packed.shards) != 1)} ({mib:.1f} MiB)"
     )
 
 

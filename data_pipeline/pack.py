@@ -178,8 +178,9 @@ def _pack_set(
             )
     if not shards:
         raise PackError(f"none of the {len(listing.names)} images of {split} could be read; nothing was kept")
-    with (folder / REJECTS_FILE).open("w") as file:
-        file.writelines(json.dumps(reject._asdict()) + "\n" for reject in rejects)
+    if rejects:
+        with (folder / REJECTS_FILE).open("w") as file:
+            file.writelines(json.dumps(reject._asdict()) + "\n" for reject in rejects)
     result_manifest = Manifest(
         split=split, classes=listing.classes, seed=options.seed, rejected=len(rejects), shards=tuple(shards)
     )

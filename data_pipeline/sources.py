@@ -73,7 +73,7 @@ class ClassFolders:
             raise ValueError(
                 f"{self.root}: no class folders in it; put the images of each class in a folder of its own"
             )
-        splits = [name for name in found if name in SPLIT_NAMES and _is_split(self.root / name)]
+        splits = [name for name in SPLIT_NAMES if name in found and _is_split(self.root / name)]
         if splits:
             raise ValueError(f"{self.root}: holds {', '.join(splits)}; name the one to pack with --split {splits[0]}")
         chosen = _choose(found, classes)
