@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,25 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
+    from launch.rank import run_rank
     from launch.run import Run
 
-    world.export()
-    try:
-        with Run.open(prepared.config, world, "pretrain", may_grow=prepared.may_grow) as run:
-            if result := run.finished():
-                run.say(f"finished already: {result}")
-                return 0
-            from pretrain.train import train
+    def train_on(run: Run) -> dict[str, Any]:
+        from pretrain.train import train
 
-            train(prepared, world, run)
-            return 0
-    except Exception as error:
-        print(
-            f"rank {world.rank} failed: {type(error).__name__}: {error}; "
-            f"the traceback is in {prepared.config.run.folder / 'logs'}",
-            file=sys.stderr,
-        )
-        return 1
+        return train(prepared, world, run)
+
+    return run_rank("pretrain", prepared.config, world, prepared.may_grow, train_on)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ def connect(world: World) -> None:
 
 
 class Engine:
-    """A model under training: `model(images)`, then `backward(loss)` and `step(lr)`, once each for every micro-batch."""
+    """A model under training: `model(images)`, then `backward(loss)` and `step(lr)`, once each for every
+    micro-batch."""
 
     def __init__(
         self, model: ViT, config: EngineConfig, optim: OptimConfig, world: World, micro_batch: int, accumulation: int
@@ -176,7 +177,8 @@ class Engine:
         return int(self._adam.state[self._optimized()[0]]["step"].item())
 
     def restore(self, fill: Callable[[Iterator[Slice]], None], updates: int) -> None:
-        """Let `fill` write saved values into the slices, set Adam's count, and bring the model in step with the masters."""
+        """Let `fill` write saved values into the slices, set Adam's count, and bring the model in step with the
+        masters."""
         fill(self.slices())
         for tensor in self._optimized():
             self._adam.state[tensor]["step"].fill_(updates)

@@ -123,11 +123,15 @@ def load(folder: Path) -> dict[str, Tensor]:
 
 
 def load_model(
-    folder: Path, num_classes: int | None = None, image_px: int | tuple[int, int] | None = None
+    folder: Path,
+    num_classes: int | None = None,
+    image_px: int | tuple[int, int] | None = None,
+    dropout: float | None = None,
 ) -> tuple[ViT, list[str]]:
     """The model of a weights folder in float32 on the CPU, and a note on each thing that was changed to fit.
 
-    With `num_classes` the head makes way for a zero-initialised linear one; with `image_px` the positions are resized.
+    With `num_classes` the head makes way for a zero-initialised linear one; with `image_px` the positions are resized;
+    `dropout` replaces the rate it was trained with.
     Raises WeightsError as `read_header` does, and ValueError when `image_px` does not make whole patches.
     """
     import torch
@@ -138,6 +142,7 @@ def load_model(
 
     header = read_header(folder)
     vit = header.vit if image_px is None else header.vit.at(image_px)
+    vit = vit if dropout is None else vit.model_copy(update={"dropout": dropout})
     state = load(folder)
     notes = []
     if vit.grid != header.vit.grid:

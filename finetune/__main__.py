@@ -1,0 +1,47 @@
+"""python -m finetune CONFIG.yaml [section.key=value ...]: one rank under a launcher, or a run of one rank by itself."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fine-tune or check; returns the exit code (0 done, 1 failed, 2 wrong input)."""
+    parser = argparse.ArgumentParser(prog="python -m finetune", description="Fine-tune weights on a packed set.")
+    parser.add_argument(
+        "config", type=Path, metavar="CONFIG.yaml", help="a recipe, such as configs/finetune/cifar10.yaml"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the recipe's")
+    parser.add_argument("--check", action="store_true", help="judge all that can be judged without training, then stop")
+    args = parser.parse_intermixed_args(argv)
+
+    from finetune.check import prepare
+    from launch.run import Run
+    from launch.world import World
+
+    try:
+        world = World.detect()
+        prepared = prepare(args.config, args.overrides, world.size)
+        if args.check:
+            print(prepared.summary())
+            return 0
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+    from launch.rank import run_rank
+
+    def train_on(run: Run) -> dict[str, Any]:
+        from finetune.train import train
+
+        return train(prepared, world, run)
+
+    return run_rank("finetune", prepared.config, world, (), train_on)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
