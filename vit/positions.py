@@ -18,8 +18,6 @@ def resize_positions(
 ) -> Tensor:
     """Interpolate a position table from one grid (rows, columns) to another; the class rows come first and stay."""
     assert table_1TD.shape[1] == num_class_rows + old_grid[0] * old_grid[1], (table_1TD.shape, old_grid, num_class_rows)
-    if old_grid == new_grid:
-        return table_1TD
     class_rows, patches_1ND = table_1TD[:, :num_class_rows], table_1TD[:, num_class_rows:]
     picture_1Dhw = patches_1ND.transpose(1, 2).unflatten(2, old_grid).double()  # as scipy does
     resized_1Dhw = F.interpolate(picture_1Dhw, size=new_grid, mode="bilinear", align_corners=True)

@@ -108,6 +108,11 @@ def test_multiplications_to_the_last_published_digit(variant: str, image_px: int
     assert f"{macs / 1e9:.{decimals}f}" == published
 
 
+def test_grey_images_cost_a_third_to_embed() -> None:
+    grey, colour = (macs_by_part(ViTConfig(variant="Ti/16", channels=channels), None) for channels in (1, 3))
+    assert colour == {**grey, "patch embedding": 3 * grey["patch embedding"]}
+
+
 def test_only_the_head_costs_more_with_a_hidden_layer() -> None:
     vit = ViTConfig(variant="Ti/16")
     extra = forward_macs(vit, HEADS[2]) - forward_macs(vit, HEADS[1])

@@ -37,9 +37,9 @@ def test_resizing_is_scipys_zoom_of_order_1(old_grid: Grid, new_grid: Grid, num_
 
 
 def test_the_same_grid_keeps_every_bit_and_half_precision_stays() -> None:
-    table = torch.randn(1, 5, 8).bfloat16()
-    assert torch.equal(resize_positions(table, (2, 2), (2, 2), 1), table)
-    assert resize_positions(table, (2, 2), (3, 3), 1).dtype == torch.bfloat16
+    table = torch.randn(1, 1 + 14 * 24, 8)
+    assert torch.equal(resize_positions(table, (14, 24), (14, 24), 1), table)
+    assert resize_positions(table.bfloat16(), (14, 24), (3, 3), 1).dtype == torch.bfloat16
 
 
 def test_a_grid_that_is_not_the_tables_is_our_own_mistake() -> None:
