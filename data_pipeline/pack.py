@@ -117,8 +117,6 @@ def pack(source: Source, out: Path, options: PackOptions, classes: Sequence[str]
     PackError when more images are unreadable than `options.max_rejects` allows."""
     if out.exists():
         raise ValueError(f"{out}: exists already; remove it, or pack into another folder")
-    if not out.absolute().parent.is_dir():
-        raise ValueError(f"{out}: the folder {out.absolute().parent} does not exist; make it first")
     listing = source.listing(classes)
     if len(listing.names) > MAX_SAMPLES:
         raise ValueError(f"{len(listing.names)} images: a set has at most {MAX_SAMPLES}; pack parts of it")
