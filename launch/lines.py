@@ -65,7 +65,6 @@ class JsonLines:
     def _truncate(self, end: int) -> str:
         if not self.path.exists() or self.path.stat().st_size == end:
             return ""
-        self.close()
         with self.path.open("rb+") as file:
             file.seek(end)
             rest = file.read().decode(errors="replace")

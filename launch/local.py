@@ -217,9 +217,9 @@ def _fail(message: str, code: int = FAILED) -> int:
 
 
 def reason(log: str) -> str:
-    """The line that says why a rank ended: our commands' `error: ...`, else the last exception's, else the last one."""
+    """The line that says why a rank ended: what our commands say last, else the last exception's, else the last one."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    for pattern in (r"error: (.+)", r"((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)", r"(.+)"):
+    for pattern in (r"(?:error|rank \d+ failed): (.+)", r"((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)", r"(.+)"):
         for line in reversed(lines):
             if match := re.fullmatch(pattern, line):
                 return match[1]

@@ -177,6 +177,7 @@ def test_a_rank_that_lingers_after_the_others_is_ended(tmp_path: Path, capfd: py
             "torch.OutOfMemoryError: CUDA out of memory.",
         ),
         ("ValueError: first\nerror: the one for people\nKeyError: 'x'", "the one for people"),
+        ("rank 3 failed: OSError: disk full; see the log\n[W] bye", "OSError: disk full; see the log"),
         ("KeyboardInterrupt", "KeyboardInterrupt"),
     ],
 )
