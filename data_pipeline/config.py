@@ -9,8 +9,6 @@ from pydantic.config import JsonDict
 FREE: JsonDict = {"on_resume": "free"}
 
 Positive = Annotated[float, Field(gt=0)]
-
-
 Folders = Path | Annotated[tuple[Path, ...], Field(min_length=1)]
 
 
@@ -21,7 +19,8 @@ class DataConfig(BaseModel):
 
     train: Folders = Field(json_schema_extra=FREE)  # one packed folder, or several that form one set
     val: Folders | None = Field(default=None, json_schema_extra=FREE)
-    identity: str | None = None  # of the training set; filled from its manifests, so that a set may move but not change under a run
+    # Of the training set, filled in from its manifests: a set may move under a run, but not change.
+    identity: str | None = None
     batch: int = Field(gt=0)  # images a step, over all ranks
     lanes: int = Field(default=64, gt=0)  # runs of the epoch that are read side by side
     skip_steps: tuple[Annotated[int, Field(ge=0)], ...] = ()  # batches never trained on

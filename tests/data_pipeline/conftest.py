@@ -1,37 +1,22 @@
-"""Small packed sets that several tests read. A coded image is one flat colour that names its class and number, so that
-a picture and its label can be held against each other wherever they come out: crops and resizes leave the colour."""
+"""Small packed sets that several tests read."""
 
+import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from data_pipeline import manifest
 from data_pipeline.pack import PackOptions, pack
 from data_pipeline.samples import SampleSet
+from data_pipeline.foreign import index_shards
 from data_pipeline.sources import ClassFolders, Digits
-
-CLASSES = ("ant", "bee", "cat", "dog", "eel")
-COUNTS = (23, 11, 31, 17, 15)  # 97 images: a prime number
-
-
-def colour(label: int, number: int) -> tuple[int, int, int]:
-    return 50 * label + 5, 2 * number + 3, 77
-
-
-def write_coded(root: Path) -> Path:
-    for label, (name, count) in enumerate(zip(CLASSES, COUNTS, strict=True)):
-        (root / name).mkdir(parents=True)
-        for number in range(count):
-            suffix = ("png", "webp", "bmp")[number % 3]
-            image = Image.new("RGB", (9 + number % 4, 8), colour(label, number))
-            image.save(root / name / f"{number:03d}.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
-    return root
+from tests.data_pipeline.coded import write_coded
+from tests.data_pipeline.shards import png, write_shard
 
 
 @pytest.fixture(scope="session")
 def coded_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_coded(tmp_path_factory.mktemp("source"))
+    return write_coded(tmp_path_factory.mktemp("source") / "coded")
 
 
 @pytest.fixture(scope="session")
@@ -53,4 +38,27 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Digits 0 to 3 with a hold-out: the sets train and val."""
     folder = tmp_path_factory.mktemp("packed") / "digits"
     pack(Digits(), folder, PackOptions(hold_out=0.1, shard_samples=200), classes=["0", "1", "2", "3"])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def broken_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five images, of which number 3 was broken before it was indexed."""
+    folder = tmp_path_factory.mktemp("broken")
+    images = [png(), png(), png(), png()[:-30], png()]
+    samples = [{"__key__": str(number), "cls": b"0", "png": image} for number, image in enumerate(images)]
+    index_shards([write_shard(folder / "shard.tar", samples)], folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def multi_label_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four images with 1, 2, 0 and 3 labels of 6."""
+    folder = tmp_path_factory.mktemp("multi")
+    labels = [[0], [1, 5], [], [4, 3, 2]]
+    samples = [
+        {"__key__": f"a/{number}", "json": json.dumps({"labels": each}).encode(), "png": png()}
+        for number, each in enumerate(labels)
+    ]
+    index_shards([write_shard(folder / "shard.tar", samples)], folder)
     return folder
