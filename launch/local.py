@@ -218,7 +218,7 @@ def _fail(message: str, code: int = FAILED) -> int:
 
 def reason(log: str) -> str:
     """The line that says why a rank ended: what our commands say last, else the last exception's, else the last one."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    lines = [re.sub(r"^\[rank\d+\]:", "", line).strip() for line in log.splitlines()]  # torch marks its tracebacks so
     for pattern in (r"(?:error|rank \d+ failed): (.+)", r"((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)", r"(.+)"):
         for line in reversed(lines):
             if match := re.fullmatch(pattern, line):

@@ -178,6 +178,7 @@ def test_a_rank_that_lingers_after_the_others_is_ended(tmp_path: Path, capfd: py
         ),
         ("ValueError: first\nerror: the one for people\nKeyError: 'x'", "the one for people"),
         ("rank 3 failed: OSError: disk full; see the log\n[W] bye", "OSError: disk full; see the log"),
+        ("[rank1]: Traceback\n[rank1]:   File\n[rank1]: RuntimeError: boom", "RuntimeError: boom"),
         ("KeyboardInterrupt", "KeyboardInterrupt"),
     ],
 )

@@ -73,6 +73,22 @@ def logged(config: Config) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (config.run.folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def shown(config: Config) -> dict[str, list[tuple[int, Any]]]:
+    """The points of each curve as TensorBoard's own pages show them: (step, value)."""
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    page = EventAccumulator(str(config.run.folder / "tensorboard"))
+    page.Reload()
+    points = {
+        tag: [(p.step, make_ndarray(p.tensor_proto)) for p in page.Tensors(tag)] for tag in page.Tags()["tensors"]
+    }
+    return {
+        tag: [(step, value.item() if value.size == 1 else tuple(value)) for step, value in points[tag]]
+        for tag in points
+    }
+
+
 def train(config: Config, start: int, stop: int, world: World | None = None, end: bool = False) -> None:
     """A start of a run that logs every step: the loss names the step and the start, so that a forked curve shows."""
     with Run.open(config, world or alone(), "pretrain") as run:
@@ -249,14 +265,11 @@ def test_what_was_dropped_is_in_the_events(restarted: Config) -> None:
 
 
 def test_curves_show_no_step_twice(restarted: Config) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    curves = EventAccumulator(str(restarted.run.folder / "tensorboard"))
-    curves.Reload()
-    points = curves.Scalars("train/loss")
-    assert [point.step for point in points] == list(range(1, 10))
-    assert [point.value for point in points] == pytest.approx([row["loss"] for row in logged(restarted)])
-    assert curves.Tags()["tensors"] == ["config/text_summary"]
+    curves = shown(restarted)
+    assert [step for step, _ in curves["train/loss"]] == list(range(1, 10))
+    assert [loss for _, loss in curves["train/loss"]] == pytest.approx([row["loss"] for row in logged(restarted)])
+    assert {tag: len(curves[tag]) for tag in curves} == {"train/lr": 9, "train/loss": 9, "config/text_summary": 2}
+    assert [step for step, _ in curves["config/text_summary"]] == [1, 6]  # the first step that each start trained
 
 
 def test_the_ledger_is_cut_with_the_metrics(restarted: Config) -> None:
@@ -308,32 +321,26 @@ def test_steps_rise(make: Make) -> None:
 
 
 def test_validation_stands_once_whatever_the_restarts(make: Make) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     config = make()
     for start, top1 in [(0, 0.1), (5, 0.2), (3, 0.3), (5, 0.4)]:  # only the start at 3 undoes what stood at 5
         with Run.open(config, alone(), "pretrain") as run:
             run.resume_at(start, 100)
             run.record_validation(5, {"val_top1": top1})
-    curves = EventAccumulator(str(config.run.folder / "tensorboard"))
-    curves.Reload()
-    assert [(point.step, point.value) for point in curves.Scalars("val/top1")] == [(5, pytest.approx(0.3))]
+    assert shown(config)["val/top1"] == [(5, pytest.approx(0.3))]
     assert [row["val_top1"] for row in events(config, "validated")] == [0.1, 0.3]
 
 
 def test_texts_and_images_reach_tensorboard(make: Make) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     with Run.open(make(), alone(), "pretrain") as run:
         run.text("early", "before resume_at", 0)  # nowhere to go yet
         run.resume_at(0, 100)
         run.text("note", "**words**", 1)
         run.image("batch", np.zeros((4, 6, 3), np.uint8), 1)
-    curves = EventAccumulator(str(make().run.folder / "tensorboard"))
-    curves.Reload()
-    assert sorted(curves.Tags()["tensors"]) == ["config/text_summary", "note/text_summary"]
-    [image] = curves.Images("batch")
-    assert (image.width, image.height) == (6, 4)
+    curves = shown(make())
+    assert sorted(curves) == ["batch", "config/text_summary", "note/text_summary"]
+    assert curves["note/text_summary"] == [(1, b"**words**")]
+    [(step, (width, height, _png))] = curves["batch"]
+    assert (step, width, height) == (1, b"6", b"4")
 
 
 # --- Ranks, logs, failures -------------------------------------------------------------------------------------------
