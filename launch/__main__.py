@@ -22,6 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("error: interrupted before any rank was started", file=sys.stderr)
+        return 1
 
 
 def local(options: argparse.Namespace) -> int:

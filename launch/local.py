@@ -61,7 +61,7 @@ def launch_local(command: Sequence[str], config: Path, overrides: Sequence[str],
     as_rank_0 = env | worlds[0].variables()  # the check wants to know how many ranks there will be
     check = subprocess.run([*arguments, "--check"], env=as_rank_0, stdout=subprocess.DEVNULL, check=False)
     if check.returncode != DONE:
-        return check.returncode
+        return 2 if check.returncode == 2 else FAILED
     run = Run(load(config, _RunSection, overrides), worlds[0])
     if run.finished() is not None:  # one process prints the result and leaves the folder alone
         return subprocess.run(arguments, env=env, check=False).returncode

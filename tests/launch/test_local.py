@@ -263,6 +263,8 @@ folder = Path(config).parent
 (folder / "starts").open("a").write(f"{os.environ.get('RANK')}/{os.environ.get('WORLD_SIZE')} {' '.join(words)}\\n")
 if "--check" in words:
     print("checked")
+    if "vit.depth=-1" in words:
+        os.abort()
     if "vit.depth=0" in words:
         print("error: vit.depth = 0: must be 1 or more", file=sys.stderr)
         sys.exit(2)
@@ -295,6 +297,7 @@ def test_what_the_check_refuses_starts_no_rank(
     assert launch_local(command, tmp_path / "recipe.yaml", ["vit.depth=0"], 2) == 2
     assert starts(tmp_path) == ["0/2 vit.depth=0 --check"]
     assert capfd.readouterr().err == "error: vit.depth = 0: must be 1 or more\n"
+    assert launch_local(command, tmp_path / "recipe.yaml", ["vit.depth=-1"], 2) == 1
     assert not (tmp_path / "run").exists()
 
 

@@ -45,17 +45,19 @@ def test_wrong_words_are_exit_2(words: list[str], message: str, capsys: pytest.C
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(LaunchError("too many ranks"), 2), (OSError(28, "No space left on device"), 1)]
+    ("error", "code"),
+    [(LaunchError("too many ranks"), 2), (OSError(28, "No space left on device"), 1), (KeyboardInterrupt(), 1)],
 )
 def test_errors_are_one_line(
-    error: Exception, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*arguments: object) -> int:
         raise error
 
     monkeypatch.setattr(command_line, "launch_local", fail)
     assert command_line.main(["local", "--ranks", "1", "finetune", "a.yaml"]) == code
-    assert capsys.readouterr().err == f"error: {error}\n"
+    shown = capsys.readouterr().err
+    assert shown == f"error: {str(error) or 'interrupted before any rank was started'}\n"
 
 
 @pytest.mark.parametrize(("mark", "code"), [("ok", 0), ("note", 0), ("STOP", 1)])
