@@ -36,17 +36,7 @@ PRELOADED = ["torch", "torch.distributed", "torchvision", "deepspeed", "webdatas
 PRELOADED += ["torch.utils.data", "torch.utils.tensorboard", "torch.utils.checkpoint", "numpy", "PIL.Image", "pydantic"]
 PRELOADED += ["yaml", "tqdm", "pytest", "scipy.ndimage"]
 
-_SERVER = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # no thread may run where we fork
-_OF_A_LAUNCHER = (
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "SLURM_",
-    "TORCHELASTIC_",
-)
+_OF_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_", "SLURM_", "TORCHELASTIC_")
 
 _context = multiprocessing.get_context("forkserver")
 _started: set[Ranks] = set()
@@ -107,7 +97,7 @@ class Ranks:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(_OF_A_LAUNCHER)}
         self._processes = []
         for rank, environment in enumerate(environments):
-            env = {**inherited, **_SERVER, **{name: str(value) for name, value in environment.items()}}
+            env = {**inherited, **{name: str(value) for name, value in environment.items()}}
             process = _context.Process(target=_rank, args=(self._file(rank), env, function, args), name=f"rank {rank}")
             process.start()
             self._processes.append(process)
@@ -142,10 +132,10 @@ class Ranks:
         return [code for code in self.exit_codes if code is not None]
 
     def results(self, timeout_s: float = 120) -> list[Any]:
-        """Wait for what the function returned, by rank; once a rank has failed the others have two seconds."""
+        """Wait for what the function returned, by rank; once a rank has failed the others have one second."""
         self._watch(timeout_s, until_one_fails=True)
         if any(self.exit_codes):
-            self._watch(2)
+            self._watch(1)
         elif None in self.exit_codes:
             self._fail_hanging(timeout_s)
         outcomes = [self._outcome(rank) for rank in range(len(self._processes))]
@@ -211,15 +201,12 @@ class Outcome(NamedTuple):
 
 
 def start_server() -> None:
-    """Start loading the libraries, in the background; once is enough."""
+    """Start loading the libraries, in the background; once is enough.
+
+    `conftest.py` has set one thread and the CPU by then: no thread may run beside a fork.
+    """
     _context.set_forkserver_preload(PRELOADED)
-    own = dict(os.environ)
-    os.environ.update(_SERVER)
-    try:
-        forkserver.ensure_running()
-    finally:
-        os.environ.clear()
-        os.environ.update(own)
+    forkserver.ensure_running()
 
 
 def end_all() -> None:

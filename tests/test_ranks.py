@@ -19,7 +19,7 @@ def sum_over_ranks(value: float) -> tuple[int, float, int, list[str], list[str]]
     tensor = torch.tensor([value * (dist.get_rank() + 1)])
     dist.all_reduce(tensor)
     cold = [name for name in PRELOADED if name not in sys.modules]
-    names = sorted(name for name in os.environ if name in ("RANK", "LOCAL_RANK", "OF_THE_TEST"))
+    names = sorted(name for name in os.environ if name in ("RANK", "LOCAL_RANK", "OF_THE_TEST", "SLURM_PROCID"))
     return dist.get_rank(), tensor.item(), torch.get_num_threads(), cold, names
 
 
@@ -37,6 +37,12 @@ def fail_on_rank(culprit: int) -> None:
     if dist.get_rank() == culprit:
         raise FileNotFoundError(2, "no such shard", "train-000007.tar")
     dist.barrier()
+
+
+def fail_while_the_other_hangs() -> None:
+    if os.environ["RANK"] == "1":
+        raise ValueError("no such class")
+    hang_here()
 
 
 class UnpicklableError(Exception):
@@ -89,6 +95,11 @@ def test_the_first_failing_rank_is_named_with_its_output() -> None:
     assert "rank 1 of 3" in note
     assert "out of 1" in note
     assert "in fail_on_rank" in note, "the rank's own traceback"
+
+
+def test_nobody_waits_for_the_others_of_a_failed_rank() -> None:
+    with pytest.raises(ValueError, match="no such class"):
+        run_ranks(2, fail_while_the_other_hangs, timeout_s=20)
 
 
 def test_an_error_that_cannot_be_pickled_arrives_as_text() -> None:
