@@ -92,6 +92,9 @@ def _nearest_name(name: str) -> str:
     return by_lower_case[nearest]
 
 
+_SIZES = ("width", "depth", "mlp_width", "heads", "patch_px")  # what a variant stands for, in the order of the fields
+
+
 class ViTConfig(BaseModel):
     """The section `vit`: a named variant, or all five sizes. Once validated every size is set."""
 
@@ -104,18 +107,15 @@ class ViTConfig(BaseModel):
     mlp_width: int = Field(default=None, gt=0, validate_default=True)
     heads: int = Field(default=None, gt=0, validate_default=True)
     patch_px: int = Field(default=None, gt=0, validate_default=True)
-    image_px: int | tuple[int, int] = Field(
-        default=DEFAULT_IMAGE_PX, validate_default=True
-    )  # one side, or (height, width)
+    # One side, or (height, width).
+    image_px: int | tuple[int, int] = Field(default=DEFAULT_IMAGE_PX, validate_default=True)
     channels: int = Field(default=3, gt=0)
     pool: Literal["cls", "gap"] = "cls"
     qkv_bias: bool = True
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     attention_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     layer_norm_eps: float = Field(default=1e-6, gt=0.0)
-    gelu: Literal["tanh", "erf"] = (
-        "tanh"  # tanh: the paper's code (Flax's default); erf: weights of timm and torchvision
-    )
+    gelu: Literal["tanh", "erf"] = "tanh"  # the paper's code (Flax's default); erf: timm's and torchvision's weights
 
     @field_validator("variant")
     @classmethod
@@ -130,18 +130,18 @@ class ViTConfig(BaseModel):
             )
         return name.variant
 
-    @field_validator("width", "depth", "mlp_width", "heads", "patch_px", mode="wrap")
+    @field_validator(*_SIZES, mode="wrap")
     @classmethod
     def _size_of_variant(cls, value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
         if "variant" not in info.data:  # refused already
             return value
         variant, field = info.data["variant"], str(info.field_name)
-        if value is None and variant is None:
-            raise ValueError(
-                "missing; name a variant (ViT-B/16), or state all of width, depth, mlp_width, heads and patch_px"
-            )
         if variant is None:
-            return validate(value)
+            if value is not None:
+                return validate(value)
+            if not set(_SIZES[: _SIZES.index(field)]) <= info.data.keys():  # one complaint is enough
+                return value
+            raise ValueError(f"{field} is missing; name a variant (ViT-B/16), or state all of {', '.join(_SIZES)}")
         name = parse_name(variant)
         expected = name.patch_px if field == "patch_px" else getattr(VARIANTS[name.letter], field)
         if value is not None and validate(value) != expected:

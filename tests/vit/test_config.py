@@ -75,7 +75,12 @@ def test_sizes_can_be_stated_instead_of_a_variant() -> None:
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({}, "width: missing; name a variant (ViT-B/16), or state all of width, depth, mlp_width, heads and patch_px"),
+        (
+            {},
+            "width: width is missing; name a variant (ViT-B/16), "
+            "or state all of width, depth, mlp_width, heads, patch_px",
+        ),
+        ({"width": 64, "heads": 4}, "depth: depth is missing; name a variant"),
         (
             {"variant": "L/16", "width": 768},
             "width = 768: ViT-L/16 has width 1024; leave width out, or leave variant out and state every size",
@@ -122,6 +127,13 @@ def test_sizes_can_be_stated_instead_of_a_variant() -> None:
 )
 def test_a_broken_rule_says_field_value_rule_and_remedy(section: dict[str, object], message: str) -> None:
     assert refusal(**section).startswith(message)
+
+
+@pytest.mark.parametrize("section", [{}, {"heads": 4}, {"variant": "ViT-X/16"}, {"variant": "ViT-X/16", "width": 64}])
+def test_one_mistake_is_one_complaint(section: dict[str, object]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        ViTConfig.model_validate_json(json.dumps(section))
+    assert caught.value.error_count() == 1
 
 
 def test_another_image_size_obeys_the_same_rule() -> None:
