@@ -14,6 +14,8 @@ FIELDS: dict[str, Callable[[float], str]] = {
     "images_per_s": lambda value: f"{value:.0f} images/s",
     "data_wait_frac": lambda value: f"data wait {100 * value:.0f} %",
     "val_top1": lambda value: f"top-1 {100 * value:.2f} %",
+    "val_top5": lambda value: f"top-5 {100 * value:.2f} %",
+    "val_loss": lambda value: f"validation loss {value:.4f}",
 }
 
 
@@ -29,11 +31,9 @@ class Progress:
 
     def line(self, step: int, metrics: Mapping[str, float]) -> str:
         """Move on to `step`: `step 120/400  loss 1.2345  lr 8.1e-04  412 images/s  data wait 3 %  0:42 left`."""
-        words = [f"step {step}/{self.steps}"]
-        words += [show(metrics[name]) for name, show in FIELDS.items() if name in metrics]
+        text = f"step {step}/{self.steps}  {in_words(metrics)}"
         if step < self.steps:
-            words.append(f"{duration(self._seconds_left(step))} left")
-        text = "  ".join(words)
+            text += f"  {duration(self._seconds_left(step))} left"
         if self._bar is not None:
             self._bar.set_description_str(text, refresh=False)
             self._bar.update(step - self._bar.n)
@@ -60,6 +60,11 @@ class Progress:
         if not self._seen_one:  # the first steps carry compilation and the first batch: from here on they do not count
             self._since, self._since_step, self._seen_one = now, step, True
         return seconds
+
+
+def in_words(metrics: Mapping[str, float]) -> str:
+    """Those of the metrics that a person follows: `loss 1.2345  lr 8.1e-04`."""
+    return "  ".join(show(metrics[name]) for name, show in FIELDS.items() if name in metrics)
 
 
 def duration(seconds: float) -> str:

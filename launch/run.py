@@ -33,7 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from configs.load import FREE, Difference, differences, dump, read
 from launch.lines import JsonLines
 from launch.metrics import Metrics, metrics_after
-from launch.progress import Progress
+from launch.progress import Progress, in_words
 from launch.world import World
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class Run:
         if self._metrics is not None and step not in self._validated():
             self._metrics.draw(step, metrics)
             self.event("validated", step=step, **metrics)
-            self.say(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+            self.say(f"step {step}  {in_words(metrics)}")
 
     def consume(self, step: int, keys: Sequence[str]) -> None:
         """With `run.ledger: full`, keep the keys that this rank's engine consumed in `step`; called by every rank."""

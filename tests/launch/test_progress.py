@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from launch.progress import Progress, duration
+from launch.progress import Progress, duration, in_words
 
 METRICS = {"loss": 1.23456, "lr": 8.1e-4, "images_per_s": 412.4, "data_wait_frac": 0.031, "grad_norm": 3.0}
 
@@ -34,7 +34,12 @@ def test_time_left_forgets_the_slow_start(clock: list[float]) -> None:
 
 
 def test_the_last_line_has_no_time_left(clock: list[float]) -> None:
-    assert Progress(first=0, steps=5).line(5, {"val_top1": 0.61234}) == "step 5/5  top-1 61.23 %"
+    assert Progress(first=0, steps=5).line(5, {"loss": 0.5}) == "step 5/5  loss 0.5000"
+
+
+def test_words_of_a_validation() -> None:
+    metrics = {"val_top1": 0.61234, "val_top5": 0.9, "val_loss": 1.23456}
+    assert in_words(metrics) == "top-1 61.23 %  top-5 90.00 %  validation loss 1.2346"
 
 
 @pytest.mark.parametrize(

@@ -320,7 +320,7 @@ def test_steps_rise(make: Make) -> None:
             run.record(2, {"loss": 1.0})
 
 
-def test_validation_stands_once_whatever_the_restarts(make: Make) -> None:
+def test_validation_stands_once_whatever_the_restarts(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     config = make()
     for start, top1 in [(0, 0.1), (5, 0.2), (3, 0.3), (5, 0.4)]:  # only the start at 3 undoes what stood at 5
         with Run.open(config, alone(), "pretrain") as run:
@@ -328,6 +328,7 @@ def test_validation_stands_once_whatever_the_restarts(make: Make) -> None:
             run.record_validation(5, {"val_top1": top1})
     assert shown(config)["val/top1"] == [(5, pytest.approx(0.3))]
     assert [row["val_top1"] for row in events(config, "validated")] == [0.1, 0.3]
+    assert capsys.readouterr().out == "step 5  top-1 10.00 %\nstep 5  top-1 30.00 %\n"
 
 
 def test_texts_and_images_reach_tensorboard(make: Make) -> None:
