@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     indexing.add_argument(
         "--classes", nargs="+", metavar="CLASS", help="names of labels 0, 1, ...; their numbers if left out"
     )
-    indexing.add_argument("--workers", type=int, default=cpus, metavar="K", help="processes (%(default)s)")
+    indexing.add_argument("--workers", type=_positive, default=cpus, metavar="K", help="processes (%(default)s)")
 
     inspecting = commands.add_parser("inspect", help="counts, sizes, classes, mixing; a contact sheet")
     inspecting.set_defaults(command=_inspect)
@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     verifying = commands.add_parser("verify", help="every byte against the manifest; every image decoded")
     verifying.set_defaults(command=_verify)
     verifying.add_argument("dir", type=Path, metavar="DIR")
-    verifying.add_argument("--workers", type=int, default=cpus, metavar="K", help="processes (%(default)s)")
+    verifying.add_argument("--workers", type=_positive, default=cpus, metavar="K", help="processes (%(default)s)")
     verifying.add_argument("--json", action="store_true")
 
     ordering = commands.add_parser("order", help="which keys each rank sees, as JSON lines")

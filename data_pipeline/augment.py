@@ -74,6 +74,6 @@ def _between(low_high: tuple[float, float], chance: float) -> float:
 
 def _resize(image: Image.Image, image_hw: tuple[int, int], box: tuple[int, int, int, int] | None) -> Pixels:
     height, width = image_hw
-    # Bilinear with Pillow's anti-aliasing. Cropping inside resize() saves a copy; at the crop's edges the filter sees the
-    # pixels beside it.
+    # Bilinear with Pillow's anti-aliasing. Cropping inside resize() saves a copy; at the crop's edges the filter sees
+    # the pixels beside it.
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, box=box))

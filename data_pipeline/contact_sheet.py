@@ -32,7 +32,12 @@ def contact_sheet(samples: SampleSet, title: str) -> Image.Image:
         of_class = np.flatnonzero((labels == label).any(axis=1))
         name = _fitting(draw, font, samples.classes[label], NAME_PX - 2 * GAP_PX)
         draw.text((GAP_PX, y + THUMB_PX // 2 - FONT_PX), name, _INK, font)
-        draw.text((GAP_PX, y + THUMB_PX // 2 + 2), f"label {label}, {len(of_class)} image{'s' * (len(of_class) != 1)}", _FAINT, font)
+        draw.text(
+            (GAP_PX, y + THUMB_PX // 2 + 2),
+            f"label {label}, {len(of_class)} image{'s' * (len(of_class) != 1)}",
+            _FAINT,
+            font,
+        )
         for column, place in enumerate(of_class[:IMAGES_A_CLASS].tolist()):
             thumb = _thumb(samples, place)
             x = NAME_PX + column * step_px

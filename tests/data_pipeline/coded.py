@@ -1,5 +1,5 @@
-"""Coded images: each is one flat colour that names its class and its number in it, so that a picture and its label can be
-held against each other wherever they come out. Crops and resizes leave the colour; the formats are lossless."""
+"""Coded images: each is one flat colour that names its class and its number in it, so that a picture and its label can
+be held against each other wherever they come out. Crops and resizes leave the colour; the formats are lossless."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def write_coded(root: Path) -> Path:
         for number in range(count):
             suffix = ("png", "webp", "bmp")[number % 3]
             image = Image.new("RGB", (9 + number % 4, 8), colour(label, number))
-            image.save(root / name / f"{number:03d}.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
+            image.save(root / name / f"{number:03d}.{suffix}", lossless=True)  # WebP asks; the others are
     return root
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from data_pipeline import manifest
+from data_pipeline.foreign import index_shards
 from data_pipeline.pack import PackOptions, pack
 from data_pipeline.samples import SampleSet
-from data_pipeline.foreign import index_shards
 from data_pipeline.sources import ClassFolders, Digits
 from tests.data_pipeline.coded import write_coded
 from tests.data_pipeline.shards import png, write_shard
@@ -45,8 +45,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def broken_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five images, of which number 3 was broken before it was indexed."""
     folder = tmp_path_factory.mktemp("broken")
-    images = [png(), png(), png(), png()[:-30], png()]
-    samples = [{"__key__": str(number), "cls": b"0", "png": image} for number, image in enumerate(images)]
+    images = [png(), png(), png(), png()[:-40], png()]
+    samples = {str(number): {"cls": b"0", "png": image} for number, image in enumerate(images)}
     index_shards([write_shard(folder / "shard.tar", samples)], folder)
     return folder
 
@@ -56,9 +56,9 @@ def multi_label_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four images with 1, 2, 0 and 3 labels of 6."""
     folder = tmp_path_factory.mktemp("multi")
     labels = [[0], [1, 5], [], [4, 3, 2]]
-    samples = [
-        {"__key__": f"a/{number}", "json": json.dumps({"labels": each}).encode(), "png": png()}
+    samples = {
+        f"a/{number}": {"json": json.dumps({"labels": each}).encode(), "png": png()}
         for number, each in enumerate(labels)
-    ]
+    }
     index_shards([write_shard(folder / "shard.tar", samples)], folder)
     return folder

@@ -68,8 +68,8 @@ def test_the_smallest_image_has_a_crop() -> None:
 
 def test_crops_of_the_first_places_are_pinned() -> None:
     assert boxes((500, 375), CONFIG, 4).tolist() == PINNED, (
-        "The crops have changed, so a resumed run sees other pixels than the run it continues. If that is meant, say so "
-        "in the release notes and write the new boxes here."
+        "The crops have changed, so a resumed run sees other pixels than the run it continues. If that is meant, say "
+        "so in the release notes and write the new boxes here."
     )
 
 

@@ -34,7 +34,9 @@ def test_the_version_in_manifests_is_the_project_s() -> None:
 
 
 def test_a_missing_folder_is_named_with_the_command_that_makes_it(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match=r"nosuch: no such folder; make it with: python -m data_pipeline pack SOURCE"):
+    with pytest.raises(
+        ManifestError, match=r"nosuch: no such folder; make it with: python -m data_pipeline pack SOURCE"
+    ):
         manifest.load(tmp_path / "nosuch")
 
 
@@ -108,8 +110,6 @@ def test_a_set_as_it_was_packed_passes(coded: Path) -> None:
 
 def test_thousands_of_shards_load_at_once(tmp_path: Path, coded: Path) -> None:
     loaded = manifest.load(coded)
-    shards = tuple(
-        loaded.shards[0].model_copy(update={"name": f"train-{number:06d}.tar"}) for number in range(30_000)
-    )
+    shards = tuple(loaded.shards[0].model_copy(update={"name": f"train-{number:06d}.tar"}) for number in range(30_000))
     manifest.save(tmp_path, Manifest(split="train", classes=loaded.classes, shards=shards))
     assert manifest.load(tmp_path).num_samples == 30_000 * 23

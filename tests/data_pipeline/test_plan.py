@@ -3,6 +3,7 @@ import math
 import os
 import random
 from functools import cache
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,7 +115,7 @@ def test_every_epoch_is_every_sample_once(case: Case) -> None:
 def test_shares_are_the_batch_cut_at_even_positions(case: Case, ranks: int) -> None:
     plan = Plan(*case)
     shares = [as_rows(plan.share(5, rank, ranks)) for rank in range(ranks)]
-    assert sum(shares, []) == as_rows(plan.batch(5))
+    assert list(chain.from_iterable(shares)) == as_rows(plan.batch(5))
     sizes = [len(share) for share in shares]
     starts = np.cumsum([0, *sizes[:-1]])
     assert all(start % 2 == 0 for start, size in zip(starts, sizes, strict=True) if size)
@@ -128,7 +129,7 @@ def test_a_lane_reads_its_blocks_one_after_the_other() -> None:
     rows = [row for step in range(5) for row in as_rows(plan.batch(step))]  # one epoch of 100
     for lane in range(5):
         blocks = [(shard, row // block_samples) for _, shard, row, at in sorted(rows) if at == lane]
-        changes = sum(before != after for before, after in zip(blocks, blocks[1:], strict=False))
+        changes = sum(before != after for before, after in pairwise(blocks))
         assert changes == len(set(blocks)) - 1
 
 
@@ -157,7 +158,7 @@ def test_a_job_that_lost_a_host_sees_the_same_batches(ranks: int) -> None:
         assert sorted(place for share in shares for place in share.place.tolist()) == list(
             range(step * 4096, (step + 1) * 4096)
         )
-        assert sum((as_rows(share) for share in shares), []) == as_rows(plan.batch(step))
+        assert list(chain.from_iterable(map(as_rows, shares))) == as_rows(plan.batch(step))
 
 
 def test_a_plan_remembers_nothing_that_matters() -> None:

@@ -88,9 +88,7 @@ def test_decoding_threads_change_nothing(coded_samples: SampleSet, one_rank: lis
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_starting_in_the_middle_gives_the_tail(
-    coded_samples: SampleSet, one_rank: list[Batch], workers: int
-) -> None:
+def test_starting_in_the_middle_gives_the_tail(coded_samples: SampleSet, one_rank: list[Batch], workers: int) -> None:
     tail = list(stream(coded_samples, workers=workers).batches(13, 21))
     assert [batch.step for batch in tail] == list(range(13, 21))
     assert [batch.keys for batch in tail] == [batch.keys for batch in one_rank[13:]]
@@ -159,7 +157,7 @@ def test_micro_batches_are_the_batch_in_order(coded_samples: SampleSet) -> None:
     batch = next(TrainStream(coded_samples, plan_of(coded_samples), TRANSFORM, 0, 1, rows).batches(0, 1))
     micro = batch.micro(4)
     assert [len(each.keys) for each in micro] == [4, 4, 2]
-    assert sum((each.keys for each in micro), []) == batch.keys
+    assert [key for each in micro for key in each.keys] == batch.keys
     for column in ("images_B3HW", "labels", "weights", "places"):
         assert torch.equal(torch.cat([getattr(each, column) for each in micro]), getattr(batch, column))
 
