@@ -82,6 +82,10 @@ def test_ranks_form_a_world_and_are_warm(monkeypatch: pytest.MonkeyPatch) -> Non
     assert results == [(rank, 12.0, 1, [], ["LOCAL_RANK", "OF_THE_TEST", "RANK"]) for rank in range(3)]
 
 
+def test_the_tests_own_process_computes_on_one_thread() -> None:
+    assert torch.get_num_threads() == 1, "conftest.py says so before anything imports torch"
+
+
 def test_nothing_ran_beside_the_fork() -> None:
     ((python_threads, system_threads, server),) = run_ranks(1, threads)
     assert (python_threads, system_threads) == (1, 1)
