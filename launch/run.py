@@ -21,7 +21,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Collection, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
 from textwrap import indent
@@ -211,9 +211,11 @@ class Run:
     # --- The end -----------------------------------------------------------------------------------------------------
 
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
-        """Write result.json, which makes the run a finished one; returns what stands in it."""
+        """Write result.json, with the last loss and the seconds of all starts: the run is a finished one now."""
         whole = {**result, "length": self._length()}
         if self._leads:
+            losses = [row["loss"] for row in JsonLines(self.folder / "metrics.jsonl").rows() if "loss" in row]
+            whole = {"seconds": self._seconds(), "loss": losses[-1] if losses else None, **whole}
             self.event("finished", **result)
             write_whole(self.folder / "result.json", json.dumps(whole, indent=2) + "\n")
         return whole
@@ -280,6 +282,14 @@ class Run:
             elif row["kind"] == "resumed":
                 steps = {step for step in steps if step <= row["step"]}
         return steps
+
+    def _seconds(self) -> float:
+        """Time from each start to the last that was heard of it."""
+        times = [(row["kind"], datetime.fromisoformat(row["time"])) for row in self._events.rows()]
+        starts = [place for place, (kind, _) in enumerate(times) if kind == "started"]
+        last_heard = [times[place - 1][1] for place in starts[1:]] + [datetime.now(UTC)]
+        total = sum((heard - times[place][1] for place, heard in zip(starts, last_heard, strict=True)), timedelta())
+        return total.total_seconds()
 
     def _length(self) -> dict[str, float | None]:
         return {"steps": self.config.run.steps, "epochs": self.config.run.epochs}

@@ -48,7 +48,8 @@ class Prepared:
                 f"data    {self.train.num_samples:,} images, {self.train.num_classes:,} classes; {val}",
                 f"model   {shape}, {vit.num_tokens} tokens, {num_params(vit, head):,} parameters",
                 f"head    {head.kind}, {head.num_classes:,} classes",
-                f"engine  ZeRO-{engine.zero_stage}, {engine.precision}, checkpointing {engine.activation_checkpointing}",
+                f"engine  ZeRO-{engine.zero_stage}, {engine.precision}, "
+                f"activation checkpointing {engine.activation_checkpointing}",
                 self.work.summary(),
                 f"run     {self.config.run.folder}",
             )

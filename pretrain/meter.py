@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -53,6 +54,7 @@ class StepMeter:
         self.run, self.world = run, world
         self.images_per_step, self.steps, self.log_every_steps = images_per_step, steps, log_every_steps
         self.skip_steps = skip_steps
+        self._shown = False
         self._pending: _Pending | None = None
         self._restart_clock()
 
@@ -72,6 +74,9 @@ class StepMeter:
     ) -> None:
         """Take in step number `step` (the first is 1); all ranks call it, `loss_sum` being this rank's sum over its
         images."""
+        if not self._shown:
+            self.run.image("train/images", picture(batch.images_B3HW), step)
+            self._shown = True
         self._steps_since += 1
         self.flush()
         if not (step % self.log_every_steps == 0 or step in (1, self.steps)):
@@ -120,6 +125,14 @@ class StepMeter:
         self.flush()
         yield
         self._restart_clock()
+
+
+def picture(images_B3HW: torch.Tensor, columns: int = 8) -> np.ndarray:
+    """Up to four rows of a batch's images, as they are fed, in one: uint8, height x width x RGB."""
+    columns = min(columns, len(images_B3HW))
+    rows = min(4, len(images_B3HW) // columns)
+    grid_rc3HW = images_B3HW[: rows * columns].unflatten(0, (rows, columns))
+    return np.asarray(grid_rc3HW.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).cpu())
 
 
 def peak_memory_bytes(device: str) -> int:

@@ -99,12 +99,12 @@ def train(prepared: Prepared, world: World, run: Run) -> dict[str, Any]:
             meter.step_done(step + 1, batch, loss_sum, engine.grad_norm, lr)
 
         done = step + 1
+        if config.evaluate.every_steps and done < steps and done % config.evaluate.every_steps == 0:
+            with meter.paused():
+                validate(done)  # before the checkpoint: a restart from it will not come by here again
         if done == steps or done % config.run.checkpoint_every_steps == 0:
             with meter.paused():
                 save(done)
-        if config.evaluate.every_steps and done < steps and done % config.evaluate.every_steps == 0:
-            with meter.paused():
-                validate(done)
 
     # --- What the run leaves -----------------------------------------------------------------------------------------
     accuracy = validate(steps)
