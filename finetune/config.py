@@ -40,6 +40,13 @@ class FinetuneDataConfig(DataConfig):
     train_per_class: int | None = Field(None, gt=0)  # None: all of them; chosen by run.seed
 
 
+class FinetuneOptimConfig(OptimConfig):
+    """SGD unless AdamW is asked for, with momentum 0.9, cosine decay, clipping at 1 and no weight decay (the paper's
+    table 4): the other defaults are pretraining's."""
+
+    name: Literal["adamw", "sgd"] = "sgd"
+
+
 class FinetuneEngineConfig(Section):
     """How a step is computed."""
 
@@ -60,6 +67,6 @@ class FinetuneConfig(Section):
     data: FinetuneDataConfig
     augment: AugmentConfig = AugmentConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
-    optim: OptimConfig
+    optim: FinetuneOptimConfig
     evaluate: EvaluateConfig = EvaluateConfig()
     engine: FinetuneEngineConfig = FinetuneEngineConfig()

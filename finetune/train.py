@@ -55,9 +55,8 @@ def train(prepared: Prepared, world: World, run: Run) -> dict[str, Any]:
 
     # --- Model -------------------------------------------------------------------------------------------------------
     if config.init == "weights":
-        module, notes = weights.load_model(
-            config.weights, prepared.head.num_classes, prepared.vit.image_px, prepared.vit.dropout
-        )
+        vit, num_classes = prepared.vit, prepared.head.num_classes
+        module, notes = weights.load_model(config.weights, num_classes, vit.image_px, vit.dropout)
     else:
         module, notes = ViT(prepared.vit, prepared.head), ["from scratch: fresh values in the shape of the weights"]
         module.init_weights(config.run.seed)
@@ -66,10 +65,11 @@ def train(prepared: Prepared, world: World, run: Run) -> dict[str, Any]:
     module.to(world.device)
     bare = build_optimizer(config.optim, module, fused=world.device != "cpu")
     begin_states(config.optim, bare, module.parameters())
+    slices = partial(_slices, module, bare, STATES[config.optim.name])
     if saved:
-        saved.fill(_slices(module, bare, STATES[config.optim.name]))
+        saved.fill(slices())
         for state in bare.state.values():
-            if "step" in state:
+            if "step" in state:  # AdamW counts its updates
                 state["step"].fill_(saved.facts["updates"])
     model, optimizer = accelerator.prepare(module, bare)
     run.resume_at(start, steps)
@@ -81,7 +81,7 @@ def train(prepared: Prepared, world: World, run: Run) -> dict[str, Any]:
     meter = StepMeter(run, world, config.data.batch, steps, config.run.log_every_steps, config.data.skip_steps)
 
     def save(step: int) -> None:
-        mine = checkpoint.even_parts(_slices(module, bare, STATES[config.optim.name]), world)
+        mine = checkpoint.even_parts(slices(), world)
         updates = step - sum(skipped < step for skipped in config.data.skip_steps)
         checkpoint.write(checkpoints, step, mine, {"updates": updates, **prepared.facts}, world)
         run.event("checkpoint written", step=step)
@@ -108,15 +108,15 @@ def train(prepared: Prepared, world: World, run: Run) -> dict[str, Any]:
             batch = next(batches).to(world.device)
             meter.waited(time.perf_counter() - asked)
 
+            # Dropout is keyed by (seed, step, rank): a resumed run draws what the unbroken one would have drawn.
             torch.manual_seed(int(words(config.run.seed, Purpose.DROPOUT, step, world.rank, count=1)[0]))
             lr = learning_rate(config.optim, step, steps)
             set_learning_rate(bare, lr)
             loss_sum = torch.zeros((), device=world.device)
             grad_norm = torch.zeros(())
             for micro in batch.micro(work.micro_batch):
-                with accelerator.accumulate(
-                    model
-                ):  # divides the loss, and sums over ranks at the last micro-batch only
+                # Accelerate divides the loss by the accumulation, and acts only after the last micro-batch of a step.
+                with accelerator.accumulate(model):
                     loss, micro_sum = objective(micro)
                     accelerator.backward(loss)
                     if accelerator.sync_gradients:
@@ -128,29 +128,23 @@ def train(prepared: Prepared, world: World, run: Run) -> dict[str, Any]:
             meter.step_done(step + 1, batch, loss_sum, grad_norm, lr)
 
         done = step + 1
+        if config.evaluate.every_steps and done < steps and done % config.evaluate.every_steps == 0:
+            with meter.paused():
+                validate(done)  # before the checkpoint: a restart from it will not come by here again
         if done == steps or done % config.run.checkpoint_every_steps == 0:
             with meter.paused():
                 save(done)
-        if config.evaluate.every_steps and done < steps and done % config.evaluate.every_steps == 0:
-            with meter.paused():
-                validate(done)
 
     # --- What the run leaves -----------------------------------------------------------------------------------------
     accuracy = validate(steps)
-    header = weights.WeightsHeader(
-        vit=prepared.vit, head=prepared.head, classes=prepared.train.classes, provenance=prepared.provenance
-    )
-    once(world, "writing the weights", lambda: weights.save(run.folder / "weights", module.state_dict(), header))
+    folder, state = run.folder / "weights", module.state_dict()
+    once(world, "writing the weights", lambda: weights.save(folder, state, prepared.header))
     return run.finish({"step": steps, "images_seen": meter.images_seen(steps), **accuracy})
 
 
 def _slices(module: ViT, optimizer: torch.optim.Optimizer, kinds: tuple[str, ...]) -> list[Slice]:
     """Every weight and its optimizer states, whole, as views: what a checkpoint saves and fills."""
     return [
-        Slice(
-            name,
-            0,
-            {MASTER: p.detach().view(-1), **{kind: optimizer.state[p][kind].view(-1) for kind in kinds}},
-        )
+        Slice(name, 0, {MASTER: p.detach().view(-1), **{kind: optimizer.state[p][kind].view(-1) for kind in kinds}})
         for name, p in module.named_parameters()
     ]
