@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_pipeline.augment import Pixels
 from data_pipeline.decode import DecodeError, decode
+from data_pipeline.manifest import ManifestError
 from data_pipeline.plan import InOrder, Plan, Shares
 from data_pipeline.samples import SampleError, SampleSet
 
@@ -93,7 +94,8 @@ class TrainStream:
     def batches(self, first: int, stop: int, skip: Collection[int] = ()) -> Iterator[Batch]:
         """Batches first .. stop - 1 in order, without those in `skip`; starting anywhere costs the same.
 
-        Raises SampleError naming the sample that cannot be read or decoded."""
+        Raises SampleError naming the sample that cannot be read or decoded, ManifestError for a shard that is not the
+        manifest's."""
         passed_over = frozenset(skip)
         steps = [step for step in range(first, stop) if step not in passed_over]
         feed = _Feed(self.samples, self.plan, self.transform, self.rank, self.ranks, self.rows, self.threads)
@@ -122,7 +124,7 @@ class _Message(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Feed(Dataset[_Message | SampleError]):
+class _Feed(Dataset[_Message | SampleError | ManifestError]):
     """Steps to batches, in whichever process."""
 
     samples: SampleSet
@@ -133,10 +135,10 @@ class _Feed(Dataset[_Message | SampleError]):
     rows: int
     threads: int
 
-    def __getitem__(self, step: int) -> _Message | SampleError:
+    def __getitem__(self, step: int) -> _Message | SampleError | ManifestError:
         try:
             return self._message(step)
-        except SampleError as error:
+        except (SampleError, ManifestError) as error:
             return error  # raised by the loop's process: as an exception it would arrive wrapped in a traceback's text
 
     def _message(self, step: int) -> _Message:
@@ -178,7 +180,7 @@ def _run(feed: _Feed, steps: Sequence[int], workers: int, start_method: str | No
         generator=torch.Generator(),
     )
     for message in loader:
-        if isinstance(message, SampleError):
+        if isinstance(message, (SampleError, ManifestError)):
             raise message
         yield _batch(message, feed)
 

@@ -1,5 +1,6 @@
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 
 from data_pipeline.augment import EvalTransform, TrainTransform
 from data_pipeline.config import AugmentConfig
+from data_pipeline.manifest import ManifestError
 from data_pipeline.plan import Plan, max_share
 from data_pipeline.samples import SampleError, SampleSet
 from data_pipeline.stream import Batch, TrainStream, eval_batches
@@ -209,6 +211,14 @@ def test_a_sample_that_cannot_be_decoded_stops_the_stream_by_name(broken_set: Pa
     samples = SampleSet.open(broken_set)
     with pytest.raises(SampleError, match=r"^shard/3: broken image: [^\n]+$"):
         list(eval_batches(samples, EvalTransform((4, 4)), 0, 1, rows=3, workers=workers))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_is_not_the_manifest_s_stops_the_stream_by_name(coded: Path, tmp_path: Path, workers: int) -> None:
+    copy = shutil.copytree(coded, tmp_path / "copy")
+    (copy / "train-000003.tar").unlink()
+    with pytest.raises(ManifestError, match=r"^[^\n]*train-000003.tar: No such file or directory[^\n]*$"):
+        list(stream(SampleSet.open(copy), workers=workers).batches(0, 10))
 
 
 def test_lists_of_labels_become_rows_of_ones(multi_label_set: Path) -> None:
