@@ -7,7 +7,7 @@ Shapes: B rows of a batch (a rank's, real ones first, then padding), H, W pixels
 """
 
 import signal
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, Self
@@ -91,7 +91,7 @@ class TrainStream:
     threads: int = 1  # decoding threads in each
     start_method: str | None = None  # fork, spawn or forkserver; None: Python's default
 
-    def batches(self, first: int, stop: int, skip: Collection[int] = ()) -> Iterator[Batch]:
+    def batches(self, first: int, stop: int, skip: Collection[int] = ()) -> Generator[Batch]:
         """Batches first .. stop - 1 in order, without those in `skip`; starting anywhere costs the same.
 
         Raises SampleError naming the sample that cannot be read or decoded, ManifestError for a shard that is not the
@@ -167,7 +167,7 @@ class _Feed(Dataset[_Message | SampleError | ManifestError]):
         )
 
 
-def _run(feed: _Feed, steps: Sequence[int], workers: int, start_method: str | None) -> Iterator[Batch]:
+def _run(feed: _Feed, steps: Sequence[int], workers: int, start_method: str | None) -> Generator[Batch]:
     loader = DataLoader(
         feed,
         batch_size=None,

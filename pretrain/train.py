@@ -107,6 +107,7 @@ def train(prepared: Prepared, world: World, run: Run) -> dict[str, Any]:
                 save(done)
 
     # --- What the run leaves -----------------------------------------------------------------------------------------
+    batches.close()  # ends the loading workers
     accuracy = validate(steps)
     last = checkpoint.Checkpoint(checkpoints / checkpoint.folder_name(steps))
     once(world, "writing the weights", lambda: export_weights(last, prepared, run.folder / "weights"))
