@@ -4,10 +4,12 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from data_pipeline import manifest, pack
@@ -215,5 +217,10 @@ def _steps(text: str) -> tuple[int, int]:
     return int(first), int(stop)
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: nothing half-written is left
     sys.exit(main())

@@ -1,6 +1,8 @@
 """One function over many shards, on several processes."""
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
@@ -17,8 +19,20 @@ def spread(function: Callable[[Task], Result], tasks: Sequence[Task], workers: i
     # A fork server: workers start from a clean process that has webdataset (and with it torch) loaded once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["webdataset"])
-    pool = ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context)
+    pool = ProcessPoolExecutor(min(workers, len(tasks)), context, initializer=_end_with_parent)
     try:
         yield from pool.map(function, tasks)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """A worker waits for tasks for ever; when the process that has them is killed, the worker goes too."""
+    parent = multiprocessing.parent_process()
+    assert parent
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -1,9 +1,12 @@
 """The command line: what it prints, and its exit codes."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -215,6 +218,20 @@ print(sorted({"torch", "webdataset", "deepspeed"} & set(sys.modules)))
 def test_help_and_refusals_load_no_torch() -> None:
     found = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], capture_output=True, text=True, check=True)
     assert found.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_packing_that_is_stopped_says_so_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "source/a").mkdir(parents=True)
+    os.mkfifo(tmp_path / "source/a/never.png")  # reading it waits for ever
+    arguments = [sys.executable, "-m", "data_pipeline", "pack", str(tmp_path / "source")]
+    packing = subprocess.Popen([*arguments, str(tmp_path / "out"), "--workers", "1"], stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob(".out.*.partial/*.tar")):
+        time.sleep(0.05)
+    packing.send_signal(number)
+    _, err = packing.communicate(timeout=30)
+    assert (packing.returncode, err) == (1, "error: interrupted\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_a_reader_that_has_seen_enough_is_no_failure(coded: Path) -> None:
