@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from data_pipeline.config import DataConfig
+from data_pipeline.config import DataConfig, Folders
 from data_pipeline.plan import Plan, max_share
 from data_pipeline.samples import SampleSet, check_same_classes
 from launch.run import RunConfig
@@ -20,14 +20,21 @@ AUTO_MICRO_BATCH = (
 def open_sets(data: DataConfig) -> tuple[SampleSet, SampleSet | None]:
     """The training and the validation set, every shard there with its size; raises ValueError when they do not number
     classes alike."""
-    train = SampleSet.open(data.train)
-    train.check()
+    train = _open("data.train", data.train)
     if data.val is None:
         return train, None
-    val = SampleSet.open(data.val)
-    val.check()
+    val = _open("data.val", data.val)
     check_same_classes(train, val)
     return train, val
+
+
+def _open(key: str, folders: Folders) -> SampleSet:
+    try:
+        samples = SampleSet.open(folders)
+        samples.check()
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+    return samples
 
 
 @dataclass(frozen=True)
