@@ -1,5 +1,7 @@
 """The losses against their definitions; padding counts nowhere; shares add up to the global mean."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -48,6 +50,12 @@ def batch_of(weights: list[float]) -> Batch:
     return Batch(0, images, torch.arange(rows) % 3, torch.tensor(weights), torch.arange(rows), [])
 
 
+def logits_of(layer: torch.nn.Module, pixels: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    """A model that is given its pixels beforehand, so that their gradients can be looked at."""
+    logits: torch.Tensor = layer(pixels.flatten(1))
+    return logits
+
+
 def test_shares_of_a_batch_add_up_to_its_mean_and_padding_gets_no_gradient():
     """Two ranks of 3 and 2 images, 2 micro-batches of 2 rows: the engine's averaging makes the mean over 5 of it."""
     layer = torch.nn.Linear(12, 3)
@@ -63,9 +71,10 @@ def test_shares_of_a_batch_add_up_to_its_mean_and_padding_gets_no_gradient():
         share = Batch(0, five.images_B3HW[padded], five.labels[padded], weights, five.places[padded], [])
         seen: list[torch.Tensor] = []
         for micro in share.micro(2):
-            seen.append(micro.pixels().requires_grad_())
-            scale = ranks * accumulation / 5
-            scaled, _ = classification(ObjectiveConfig(), lambda _: layer(seen[-1].flatten(1)), micro, scale)
+            pixels = micro.pixels().requires_grad_()
+            seen.append(pixels)
+            model = partial(logits_of, layer, pixels)
+            scaled, _ = classification(ObjectiveConfig(), model, micro, ranks * accumulation / 5)
             (scaled / (ranks * accumulation)).backward()
         touched = torch.cat([torch.as_tensor(pixels.grad).abs().flatten(1).sum(dim=1) for pixels in seen]) > 0
         assert touched.tolist() == (weights > 0).tolist(), rank

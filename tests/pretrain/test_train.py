@@ -10,7 +10,7 @@ from data_pipeline.samples import SampleSet
 from tests import training
 from tests.training import Done, Recipe, equal_to_the_bit, largest_difference
 
-WAYS = {
+WAYS: dict[str, tuple[int, dict[str, object]]] = {
     "ZeRO-0": (2, {"engine__zero_stage": 0}),
     "ZeRO-2": (2, {"engine__zero_stage": 2}),
     "ZeRO-3": (2, {"engine__zero_stage": 3}),
