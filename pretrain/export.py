@@ -21,9 +21,9 @@ def export_weights(checkpoint: Checkpoint, prepared: Prepared, out: Path) -> Non
         "training_set": prepared.train.identity,
         **checkpoint.facts["versions"],
     }
-    header = weights.WeightsHeader(
-        vit=config.vit, head=config.head, classes=prepared.train.classes, provenance=provenance
-    )
+    # A head may have more outputs than the set has classes; then nobody has named them all.
+    classes = prepared.train.classes if config.head.num_classes == prepared.train.num_classes else ()
+    header = weights.WeightsHeader(vit=config.vit, head=config.head, classes=classes, provenance=provenance)
     weights.save(out, dict(checkpoint.tensors(tensor_shapes(config.vit, config.head))), header)
 
 

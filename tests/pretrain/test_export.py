@@ -39,3 +39,9 @@ def test_nothing_to_export(pretraining: Recipe):
     code, _, stderr = run_command("pretrain", [*pretraining.arguments, "--weights"])
     assert code == 2
     assert "holds no finished checkpoint; train first" in stderr
+
+
+def test_a_head_wider_than_the_set_leaves_the_classes_unnamed(pretraining: Recipe):
+    done = pretraining.but(head__num_classes=9, run__steps=1).run()
+    header = weights.read_header(done.folder / "weights")
+    assert (header.head.num_classes, header.classes) == (9, ())
