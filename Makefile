@@ -1,5 +1,6 @@
 # Needs Python >= 3.11 with pip, make and git; no compiler and no activated environment.
-# Everything is installed into .venv, by uv and from uv.lock; `make clean` takes it away again.
+# Everything is installed into .venv, by uv and from uv.lock, its bytecode compiled once instead of in every rank;
+# `make clean` takes it away again.
 
 PYTHON ?= python3
 UV_VERSION := 0.13.8
@@ -60,7 +61,7 @@ $(READY): uv.lock | .uv/bin/uv
 
 define install-locked
 @test "$$(cat .venv/.torch 2>/dev/null)" != system || rm -rf .venv
-.uv/bin/uv sync --frozen --group test --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
+.uv/bin/uv sync --frozen --group test --compile-bytecode --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
 endef
 
 # torch stays where it is, found through a .pth file (which also serves where $(PYTHON) is itself of an environment);
@@ -73,7 +74,7 @@ define install-system
 @$(PYTHON) -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1])' \
     > "$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch-of-the-system.pth"
 .uv/bin/uv export --quiet --frozen --group test --prune torch --prune torchvision --output-file .venv/requirements.txt
-.uv/bin/uv pip install --quiet --no-deps --python .venv -r .venv/requirements.txt
+.uv/bin/uv pip install --quiet --no-deps --compile-bytecode --python .venv -r .venv/requirements.txt
 endef
 
 $(if $(filter locked system,$(TORCH)),,$(error TORCH is locked or system, not $(TORCH)))
