@@ -179,7 +179,14 @@ def _run(feed: _Feed, steps: Sequence[int], workers: int, start_method: str | No
         # Without a generator of its own a loader draws from the global one, and dropout would depend on its restarts.
         generator=torch.Generator(),
     )
-    for message in loader:
+    # Ctrl-C reaches every process of a terminal, but only this one decides. Workers start with the mask of this thread,
+    # and so are safe before they ignore it themselves.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        messages = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    for message in messages:
         if isinstance(message, (SampleError, ManifestError)):
             raise message
         yield _batch(message, feed)
@@ -206,5 +213,5 @@ def _as_it_is(message: Any) -> Any:  # the loader's own would turn our lists int
 
 
 def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the loop's process decides what happens, and ends its workers."""
+    """What Ctrl-C does is the loop's decision; it ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -10,7 +10,7 @@ from data_pipeline.inspect import blocks_of, inspect, mixing, text
 from data_pipeline.pack import PackOptions, pack
 from data_pipeline.samples import SampleSet
 from data_pipeline.sources import ClassFolders
-from tests.data_pipeline.coded import CLASSES, COUNTS, colour
+from tests.data_pipeline.coded import CLASSES, COUNTS, red_and_green
 
 
 def test_a_report_has_the_numbers_of_the_set(coded: Path) -> None:
@@ -84,12 +84,12 @@ def test_images_that_do_not_decode_are_not_measured(broken_set: Path) -> None:
 def test_the_contact_sheet_has_a_row_of_its_own_images_for_each_class(coded: Path) -> None:
     sheet = contact_sheet(SampleSet.open(coded), "a title")
     pixels = np.asarray(sheet)
-    colours = {tuple(pixel) for pixel in pixels.reshape(-1, 3).tolist()}
-    shown = [{colour(label, number) for number in range(count)} & colours for label, count in enumerate(COUNTS)]
+    colours = {(red, green) for red, green, _ in pixels.reshape(-1, 3).tolist()}
+    shown = [{red_and_green(label, number) for number in range(count)} & colours for label, count in enumerate(COUNTS)]
     assert [len(each) for each in shown] == [IMAGES_A_CLASS] * 5
     tops = []
     for each in shown:
-        rows = np.flatnonzero([any(tuple(pixel) in each for pixel in row) for row in pixels[:, ::40].tolist()])
+        rows = np.flatnonzero([any((red, green) in each for red, green, _ in row) for row in pixels[:, ::40].tolist()])
         assert rows.max() - rows.min() < THUMB_PX
         tops.append(rows.min())
     assert tops == sorted(tops)

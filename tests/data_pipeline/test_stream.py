@@ -13,6 +13,7 @@ import torch
 
 from data_pipeline.augment import EvalTransform, TrainTransform
 from data_pipeline.config import AugmentConfig
+from data_pipeline.decode import decode
 from data_pipeline.manifest import ManifestError
 from data_pipeline.plan import Plan, max_share
 from data_pipeline.samples import SampleError, SampleSet
@@ -117,6 +118,16 @@ def test_labels_and_keys_travel_with_their_pixels(coded_samples: SampleSet, one_
         assert np.array_equal(label_of(real), batch.labels[: len(batch.keys)])
         for key, label, number in zip(batch.keys, label_of(real), number_of(real), strict=True):
             assert source_of[key].startswith(f"{coded_samples.classes[label]}/{number:03d}.")
+
+
+def test_pixels_are_the_transformed_image_of_the_place(coded_samples: SampleSet, one_rank: list[Batch]) -> None:
+    for step in (0, 9, 20):  # of three epochs
+        places = plan_of(coded_samples).batch(step)
+        for row in range(len(places)):
+            sample = coded_samples.read(places.shard[row], places.row[row])
+            expected = TRANSFORM(decode(sample.image_bytes), int(places.place[row])).transpose(2, 0, 1)
+            assert np.array_equal(one_rank[step].images_B3HW[row], expected)
+            assert one_rank[step].places[row] == places.place[row]
 
 
 def test_an_epoch_has_every_sample_once(coded_samples: SampleSet, one_rank: list[Batch]) -> None:
