@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,30 +79,28 @@ def prepare(path: Path, overrides: Sequence[str], ranks: int) -> Prepared:
     Raises ValueError with what, where, the rule and the remedy.
     """
     config = load(path, FinetuneConfig, overrides)
-    try:
+    with _naming(f"{path}: "):
         return _prepare(config, ranks)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def _prepare(config: FinetuneConfig, ranks: int) -> Prepared:
-    upstream = read_header(config.weights)
+    with _naming("weights: "):
+        upstream = read_header(config.weights)
     if upstream.normalisation != Normalisation():
         fed, wanted = Normalisation(), upstream.normalisation
         raise ValueError(
             f"weights = {config.weights}: want pixels of mean {wanted.mean} and std {wanted.std}; fine-tuning feeds "
             f"pixels in [-1, 1], mean {fed.mean} and std {fed.std}: name weights that were trained on these"
         )
-    try:
+    with _naming("vit."):
         vit = upstream.vit.at(config.vit.image_px or upstream.vit.image_px)
-    except ValueError as error:
-        raise ValueError(f"vit.{error}") from error
     if config.vit.dropout is not None:
         vit = vit.model_copy(update={"dropout": config.vit.dropout})
 
     train, val = open_sets(config.data)
-    if config.data.train_per_class:
-        train = train.subset_per_class(config.data.train_per_class, config.run.seed)
+    if per_class := config.data.train_per_class:
+        with _naming(f"data.train_per_class = {per_class}: "):
+            train = train.subset_per_class(per_class, config.run.seed)
     num_classes = config.head.num_classes or train.num_classes
     train.check_labels(num_classes)
     work = Workload.lay_out(config.run, config.data, train, ranks, config.engine.micro_batch, config.optim.warmup_steps)
@@ -127,3 +126,12 @@ def _prepare(config: FinetuneConfig, ranks: int) -> Prepared:
     )
     Run.judge(resolved)
     return Prepared(resolved, vit, HeadConfig(kind="linear", num_classes=num_classes), upstream, train, val, work)
+
+
+@contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Put before a complaint what of the config it is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{key}{error}") from error

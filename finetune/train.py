@@ -136,6 +136,7 @@ def train(prepared: Prepared, world: World, run: Run) -> dict[str, Any]:
                 save(done)
 
     # --- What the run leaves -----------------------------------------------------------------------------------------
+    batches.close()  # ends the loading workers
     accuracy = validate(steps)
     folder, state = run.folder / "weights", module.state_dict()
     once(world, "writing the weights", lambda: weights.save(folder, state, prepared.header))

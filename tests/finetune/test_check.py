@@ -64,7 +64,7 @@ VALUES: dict[str, tuple[dict[str, object], str]] = {
     ),
     "more images a class than there are": (
         {"data__train_per_class": 5000},
-        r".*/downstream/train: class 6 has \d+ images, 5000 a class are asked for; ask for \d+ or fewer",
+        r"data\.train_per_class = 5000: .*/downstream/train: class 6 has \d+ images, 5000 a class are .*; ask for \d+ or fewer",
     ),
     "labels that the head has no output for": (
         {"head__num_classes": 3},
@@ -76,7 +76,7 @@ VALUES: dict[str, tuple[dict[str, object], str]] = {
     ),
     "weights that are not there": (
         {"weights": "no/such/folder"},
-        r"no/such/folder/config\.json: no such file; a weights folder holds config\.json and model\.safetensors",
+        r"weights: no/such/folder/config\.json: no such file; a weights folder holds config\.json and .*",
     ),
     "other weights than the run began with": (
         {"weights_sha256": "f" * 64},
@@ -120,7 +120,7 @@ def test_weights_of_another_shape(finetuning, weights):
     header = json.loads((weights / "config.json").read_text())
     change_header(weights, vit={**header["vit"], "mlp_width": 64})
     assert re.fullmatch(
-        rf"{weights}/model\.safetensors: tensors are not those of config\.json: "
+        rf"weights: {weights}/model\.safetensors: tensors are not those of config\.json: "
         r"blocks\.0\.mlp\.fc1\.weight is 48x24, not 64x24; .* and \d+ more",
         refusal(finetuning.but(weights=weights)),
     )
@@ -129,7 +129,9 @@ def test_weights_of_another_shape(finetuning, weights):
 def test_weights_of_a_later_format(finetuning, weights):
     change_header(weights, format=2, readable_by="vit-at-scale >= 3.1")
     said = refusal(finetuning.but(weights=weights))
-    assert said == f"{weights}/config.json: format 2 is read by vit-at-scale >= 3.1; this version reads format 1"
+    assert (
+        said == f"weights: {weights}/config.json: format 2 is read by vit-at-scale >= 3.1; this version reads format 1"
+    )
 
 
 def test_weights_that_want_other_pixels(finetuning, weights):
@@ -145,7 +147,8 @@ def test_a_weights_file_cut_short(finetuning, weights):
     tensors = weights / "model.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-1])
     assert re.fullmatch(
-        rf"{tensors}: \d+ bytes, where its header promises \d+; copy it again", refusal(finetuning.but(weights=weights))
+        rf"weights: {tensors}: \d+ bytes, where its header promises \d+; copy it again",
+        refusal(finetuning.but(weights=weights)),
     )
 
 
@@ -167,7 +170,8 @@ def test_a_set_that_lost_a_shard(finetuning, digits, tmp_path):
     (train / "train-000003.tar").unlink()
     said = refusal(finetuning.but(data__train=train))
     assert said == (
-        f"{train}: the manifest does not match its shards: train-000003.tar is missing; copy or pack the set again"
+        f"data.train: {train}: the manifest does not match its shards: train-000003.tar is missing; "
+        "copy or pack the set again"
     )
 
 

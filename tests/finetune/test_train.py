@@ -7,10 +7,12 @@ import shutil
 import time
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint as recompute
 
 from data_pipeline.augment import EvalTransform, TrainTransform
 from data_pipeline.config import AugmentConfig
@@ -20,7 +22,7 @@ from data_pipeline.plan import Plan
 from data_pipeline.samples import SampleSet
 from data_pipeline.stream import TrainStream
 from tests import training
-from tests.ranks import run_command
+from tests.ranks import run_command, run_ranks
 from tests.training import Done, Recipe, equal_to_the_bit, largest_difference
 from vit.config import HeadConfig
 from vit.model import ViT
@@ -143,6 +145,21 @@ def test_the_numbers_do_not_depend_on_how_a_step_is_computed(plain, finetuning, 
     assert other.result["val_loss"] == pytest.approx(expected.result["val_loss"], abs=1e-4)
 
 
+def blocks_recomputed(arguments: list[str]) -> int:
+    """Fine-tune in this process, and count."""
+    from finetune.__main__ import main
+
+    with mock.patch("finetune.train.recompute", wraps=recompute) as counted:
+        assert main(arguments) == 0
+    return counted.call_count
+
+
+@pytest.mark.parametrize(("checkpointing", "blocks"), [("none", 0), ("full", 2 * 8)])
+def test_checkpointing_recomputes_every_block(finetuning, checkpointing, blocks):
+    recipe = finetuning.but(engine__activation_checkpointing=checkpointing, data__val="null")
+    assert run_ranks(1, blocks_recomputed, recipe.arguments) == [blocks]
+
+
 def test_bf16_computes_in_bf16_and_keeps_fp32_weights(plain, finetuning):
     done = finetuning.but(engine__precision="bf16").run(ranks=2)
     assert done.losses != pytest.approx(plain["sgd"].losses, abs=1e-5)
@@ -232,7 +249,7 @@ def test_a_finished_run_is_left_alone(plain):
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_every_test_image_counts_once(finetuning, ranks):
     """Against one image after the other: 143 of them fill no number of batches of 16, on one rank or three."""
-    done = finetuning.but(evaluate__every_steps=3).run(ranks)
+    done = finetuning.but(vit__dropout=0.2).run(ranks)
     model, _ = load_model(done.folder / "weights")
     model.eval()
     samples, squash = SampleSet.open(Path(str(finetuning.overrides["data__val"]))), EvalTransform((20, 20))
@@ -249,7 +266,15 @@ def test_every_test_image_counts_once(finetuning, ranks):
     assert done.result["val_top1"] == right / 143
     assert done.result["val_loss"] == pytest.approx(loss_sum / 143, abs=1e-5)
     assert done.result["val_top5"] == 1.0  # there are four classes
-    assert [event["step"] for event in done.events if event["kind"] == "validated"] == [3, 6, 8]
+
+
+def test_looking_at_the_test_images_on_the_way_changes_nothing(finetuning, plain, tmp_path):
+    done = finetuning.but(vit__dropout=0.2).run()
+    looking = finetuning.but(vit__dropout=0.2, evaluate__every_steps=3, run__folder=tmp_path / "looking").run()
+    assert looking.losses == done.losses
+    assert equal_to_the_bit(looking.weights, done.weights)
+    assert [event["step"] for event in looking.events if event["kind"] == "validated"] == [3, 6, 8]
+    assert not set(done.losses[1:]) & set(plain["sgd"].losses)  # the dropout is there
 
 
 def test_the_weights_say_what_they_are(plain, pretrained, digits):
