@@ -64,7 +64,7 @@ VALUES: dict[str, tuple[dict[str, object], str]] = {
     ),
     "more images a class than there are": (
         {"data__train_per_class": 5000},
-        r"data\.train_per_class = 5000: .*/downstream/train: class 6 has \d+ images, 5000 a class are .*; ask for \d+ or fewer",
+        r"data\.train_per_class = 5000: .*/train: class 6 has \d+ images, 5000 a class are .*; ask for \d+ or fewer",
     ),
     "labels that the head has no output for": (
         {"head__num_classes": 3},
