@@ -1,5 +1,6 @@
 """A manifest and an index for shards that were made elsewhere: img2dataset, timm, open_clip, webdataset itself."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -7,6 +8,7 @@ from typing import NamedTuple
 from data_pipeline import index, manifest
 from data_pipeline.manifest import Manifest, Shard
 from data_pipeline.progress import Progress
+from data_pipeline.readers import write_timm
 from data_pipeline.scan import ShardError, scan
 from data_pipeline.spread import spread
 
@@ -55,12 +57,13 @@ def index_shards(
             multi_label=kinds.pop(),
             shards=tuple(result.shard for result in results),
         )
+        write_timm(out, indexed)
         manifest.save(out, indexed)
     except BaseException:
         for tar in tars:
             (out / manifest.index_name(tar.name)).unlink(missing_ok=True)
         if not existed:
-            out.rmdir()
+            shutil.rmtree(out)
         raise
     return indexed
 

@@ -24,6 +24,7 @@ from data_pipeline import decode, index, manifest
 from data_pipeline.manifest import Manifest, Shard
 from data_pipeline.progress import Progress
 from data_pipeline.random import SEED_LIMIT, Purpose, permutation
+from data_pipeline.readers import write_clip_benchmark, write_timm
 from data_pipeline.scan import scan
 from data_pipeline.sources import Listing, Source
 from data_pipeline.spread import spread
@@ -182,6 +183,8 @@ def _pack_set(
     result_manifest = Manifest(
         split=split, classes=listing.classes, seed=options.seed, rejected=len(rejects), shards=tuple(shards)
     )
+    write_timm(folder, result_manifest)
+    write_clip_benchmark(folder, result_manifest)
     manifest.save(folder, result_manifest)
     return Packed(folder, result_manifest, rejects)
 

@@ -29,6 +29,7 @@ def test_shards_stay_where_they_are(tmp_path: Path) -> None:
     indexed = index_shards(tars, tmp_path / "new/out")
     assert indexed.classes == ("0", "1", "2", "3")
     assert sorted(path.name for path in (tmp_path / "new/out").iterdir()) == [
+        "_info.json",
         "a.index.npy",
         "b.index.npy",
         "manifest.json",

@@ -55,7 +55,7 @@ def test_a_split_folder_is_found_by_its_name(tmp_path: Path) -> None:
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     """CIFAR-100 has one."""
-    for name in ("train/1.png", "truck/1.png"):
+    for name in ("train/1.png", "train/more/2.png", "truck/1.png"):
         touch(tmp_path / name)
     assert open_source(str(tmp_path), "train").listing(None).classes == ("train", "truck")
 

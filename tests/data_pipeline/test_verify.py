@@ -58,7 +58,10 @@ def test_missing_and_shortened_files_are_found(copy: Path) -> None:
     assert "cut off inside" in problems[3].problem
 
 
-@pytest.mark.parametrize(("field", "value"), [("labels", 1), ("crc32", 0), ("suffix", b"jpg"), ("key", b"x")])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("labels", 1), ("image_offset", 600), ("image_bytes", 9), ("crc32", 0), ("suffix", b"jpg"), ("key", b"x")],
+)
 def test_an_index_that_lies_is_found_even_when_it_was_signed_off(copy: Path, field: str, value: object) -> None:
     index = copy / "train-000000.index.npy"
     rows = np.load(index)
