@@ -177,6 +177,10 @@ class SampleSet:
         shard = int(np.searchsorted(ends, place, side="right"))
         return shard, place - int(ends[shard]) + self.shard_samples[shard]
 
+    def tar(self, shard: int) -> Path:
+        """Where a shard lies."""
+        return self._shards[shard].tar
+
     def rows(self, shard: int) -> Rows:
         """The index of a shard, as far as it belongs to this set."""
         rows = _open_shard(self._shards[shard]).rows
