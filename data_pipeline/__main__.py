@@ -68,7 +68,10 @@ def _parser() -> argparse.ArgumentParser:
     packing = commands.add_parser("pack", help="images to shuffled shards with a manifest")
     packing.set_defaults(command=_pack)
     packing.add_argument(
-        "source", metavar="SOURCE", help="a folder of class folders, or `digits` (shipped with the project)"
+        "source",
+        metavar="SOURCE",
+        help="a folder of class folders, of one tar a class, or of others' shards; a .csv, .tsv or .jsonl of path "
+        "and label (or labels, separated by |); torchvision's CIFAR; `digits` (shipped with the project)",
     )
     packing.add_argument("out", type=Path, metavar="OUT", help="the folder to make; it appears complete or not at all")
     packing.add_argument("--split", metavar="NAME", help="names the shards (train); of SOURCE/NAME, where there is one")

@@ -21,12 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline import decode, index, manifest
+from data_pipeline.listing import Listing, Source
 from data_pipeline.manifest import Manifest, Shard
 from data_pipeline.progress import Progress
 from data_pipeline.random import SEED_LIMIT, Purpose, permutation
 from data_pipeline.readers import write_clip_benchmark, write_timm
 from data_pipeline.scan import scan
-from data_pipeline.sources import Listing, Source
 from data_pipeline.spread import spread
 
 VAL = "val"
@@ -80,6 +80,9 @@ class Reject(NamedTuple):
     reason: str
 
 
+Places = npt.NDArray[np.int64]  # of images in a listing
+
+
 class Packed(NamedTuple):
     """A set that was packed."""
 
@@ -101,14 +104,15 @@ class _ShardTask(NamedTuple):
     tar: Path
     source: Source
     first_place: int
-    names: npt.NDArray[np.bytes_]
-    labels: npt.NDArray[np.int32]
+    names: list[bytes]
+    labels: npt.NDArray[np.int32]  # [n, K], as in Listing
+    multi_label: bool
 
 
 class _ShardResult(NamedTuple):
     shard: Shard | None  # None when every image was rejected
     num_tried: int
-    rejects: list[tuple[str, int, str]]  # source, label, reason
+    rejects: list[tuple[str, list[int], str]]  # source, labels, reason
 
 
 def pack(source: Source, out: Path, options: PackOptions, classes: Sequence[str] | None = None) -> Packing:
@@ -122,7 +126,7 @@ def pack(source: Source, out: Path, options: PackOptions, classes: Sequence[str]
     if len(listing.names) > MAX_SAMPLES:
         raise ValueError(f"{len(listing.names)} images: a set has at most {MAX_SAMPLES}; pack parts of it")
     if options.hold_out is None:
-        parts = {Path(): (options.split, listing)}
+        parts = {Path(): (options.split, np.arange(len(listing.names)))}
     else:
         train, val = _hold_out(listing, options.hold_out, options.seed)
         parts = {Path(options.split): (options.split, train), Path(VAL): (VAL, val)}
@@ -131,8 +135,8 @@ def pack(source: Source, out: Path, options: PackOptions, classes: Sequence[str]
     try:
         with Progress("packing", len(listing.names)) as progress:
             packed = [
-                _pack_set(source, partial / folder, split, part, options, progress)
-                for folder, (split, part) in parts.items()
+                _pack_set(source, partial / folder, split, listing, chosen, options, progress)
+                for folder, (split, chosen) in parts.items()
             ]
         partial.rename(out)
     finally:
@@ -141,47 +145,66 @@ def pack(source: Source, out: Path, options: PackOptions, classes: Sequence[str]
     return Packing(sets, listing.ignored)
 
 
-def _hold_out(listing: Listing, share: float, seed: int) -> tuple[Listing, Listing]:
-    """The listing without and with the held-out images: of each class the rounded share, but never all of it."""
-    held = np.zeros(len(listing.names), dtype=bool)
-    for label in range(len(listing.classes)):
-        of_class = np.flatnonzero(listing.labels == label)
-        count = min(round(share * len(of_class)), len(of_class) - 1)
-        held[of_class[permutation(len(of_class), seed, Purpose.HOLD_OUT, label)[:count]]] = True
+def _hold_out(listing: Listing, share: float, seed: int) -> tuple[Places, Places]:
+    """The images kept and the images held out: of each class the rounded share, but never all of it.
+
+    Images with lists of labels are of no one class: of those it is a share of all."""
+    num_images = len(listing.names)
+    groups = [np.arange(num_images)]
+    if not listing.multi_label:
+        by_class = np.argsort(listing.labels[:, 0], kind="stable")
+        counts = np.bincount(listing.labels[:, 0], minlength=len(listing.classes))
+        groups = np.split(by_class, np.cumsum(counts)[:-1])
+    held = np.zeros(num_images, dtype=bool)
+    for number, group in enumerate(groups):
+        count = min(round(share * len(group)), len(group) - 1)
+        if count > 0:
+            held[group[permutation(len(group), seed, Purpose.HOLD_OUT, number)[:count]]] = True
     if not held.any():
-        raise ValueError(f"--hold-out {share}: not one image of {len(held)}; hold out a larger share")
-    without, with_them = (
-        listing._replace(labels=listing.labels[which], names=listing.names[which]) for which in (~held, held)
-    )
-    return without, with_them
+        raise ValueError(f"--hold-out {share}: not one image of {num_images}; hold out a larger share")
+    return np.flatnonzero(~held), np.flatnonzero(held)
 
 
 def _pack_set(
-    source: Source, folder: Path, split: str, listing: Listing, options: PackOptions, progress: Progress
+    source: Source,
+    folder: Path,
+    split: str,
+    listing: Listing,
+    chosen: Places,
+    options: PackOptions,
+    progress: Progress,
 ) -> Packed:
     folder.mkdir(parents=True)
-    max_rejects = int(options.max_rejects * len(listing.names))
+    max_rejects = int(options.max_rejects * len(chosen))
     shards: list[Shard] = []
     rejects: list[Reject] = []
-    tasks = list(_tasks(source, folder, split, listing, options))
+    tasks = list(_tasks(source, folder, split, listing, chosen, options))
     for result in spread(_write_shard, tasks, options.workers):
         progress.advance(result.num_tried)
         if result.shard:
             shards.append(result.shard)
-        rejects += [Reject(name, listing.classes[label], reason) for name, label, reason in result.rejects]
+        rejects += [
+            Reject(name, ", ".join(listing.classes[label] for label in labels), reason)
+            for name, labels, reason in result.rejects
+        ]
         if len(rejects) > max_rejects:
             first = "; ".join(f"{reject.source}: {reject.reason}" for reject in rejects[:3])
             raise PackError(
                 f"{len(rejects)} unreadable images, more than --max-rejects {options.max_rejects} "
-                f"of {len(listing.names)} allows; nothing was kept. The first: {first}"
+                f"of {len(chosen)} allows; nothing was kept. The first: {first}"
             )
     if not shards:
-        raise PackError(f"none of the {len(listing.names)} images of {split} could be read; nothing was kept")
+        raise PackError(f"none of the {len(chosen)} images of {split} could be read; nothing was kept")
     if rejects:
         with (folder / REJECTS_FILE).open("w") as file:
             file.writelines(json.dumps(reject._asdict()) + "\n" for reject in rejects)
     result_manifest = Manifest(
-        split=split, classes=listing.classes, seed=options.seed, rejected=len(rejects), shards=tuple(shards)
+        split=split,
+        classes=listing.classes,
+        multi_label=listing.multi_label,
+        seed=options.seed,
+        rejected=len(rejects),
+        shards=tuple(shards),
     )
     write_timm(folder, result_manifest)
     write_clip_benchmark(folder, result_manifest)
@@ -189,18 +212,26 @@ def _pack_set(
     return Packed(folder, result_manifest, rejects)
 
 
-def _tasks(source: Source, folder: Path, split: str, listing: Listing, options: PackOptions) -> Iterator[_ShardTask]:
-    order = permutation(len(listing.names), options.seed, Purpose.PACK)
-    names, labels = listing.names[order], listing.labels[order]
+def _tasks(
+    source: Source, folder: Path, split: str, listing: Listing, chosen: Places, options: PackOptions
+) -> Iterator[_ShardTask]:
+    order = chosen[permutation(len(chosen), options.seed, Purpose.PACK)]
     if options.shard_mib is None:
         first_places = np.arange(0, len(order), options.shard_samples)
     else:
-        ends_mib = np.cumsum([_tar_bytes(source.size_bytes(name)) for name in names]) / 2**20
+        sizes_bytes = (_tar_bytes(source.size_bytes(listing.names[place])) for place in order)
+        ends_mib = np.cumsum(np.fromiter(sizes_bytes, np.int64, len(order))) / 2**20
         # A shard is full with the image that crosses a multiple of its size.
         _, first_places = np.unique(np.concatenate(([0], ends_mib[:-1])) // options.shard_mib, return_index=True)
     for number, (first, stop) in enumerate(zip(first_places, [*first_places[1:], len(order)], strict=True)):
-        tar = folder / f"{split}-{number:06d}.tar"
-        yield _ShardTask(tar, source, int(first), names[first:stop], labels[first:stop])
+        yield _ShardTask(
+            tar=folder / f"{split}-{number:06d}.tar",
+            source=source,
+            first_place=int(first),
+            names=[listing.names[place] for place in order[first:stop]],
+            labels=listing.labels[order[first:stop]],
+            multi_label=listing.multi_label,
+        )
 
 
 def _tar_bytes(image_bytes: int) -> int:
@@ -212,19 +243,21 @@ def _tar_bytes(image_bytes: int) -> int:
 def _write_shard(task: _ShardTask) -> _ShardResult:
     from webdataset import TarWriter  # brings torch along, which `pack --help` and a refusal do without
 
-    rejects: list[tuple[str, int, str]] = []
+    rejects: list[tuple[str, list[int], str]] = []
     sources: list[bytes] = []
     with task.tar.open("wb") as file:
         # No owner and no time of day: the same samples are the same bytes.
         with TarWriter(file, user="", group="", mtime=0, encoder=False) as writer:
-            for at, (name, label) in enumerate(zip(task.names.tolist(), task.labels.tolist(), strict=True)):
+            for at, (name, filled) in enumerate(zip(task.names, task.labels.tolist(), strict=True)):
+                labels = [label for label in filled if label != index.NO_LABEL]
                 try:
                     suffix, image_bytes = stored_form(task.source.read(name))
                 except (OSError, decode.DecodeError) as error:
-                    rejects.append((os.fsdecode(name), label, str(error)))
+                    rejects.append((os.fsdecode(name), labels, str(error)))
                     continue
                 key = f"{task.first_place + at:09d}"
-                writer.write({"__key__": key, "cls": str(label).encode(), suffix: image_bytes})
+                label = {"json": _json(labels)} if task.multi_label else {"cls": str(labels[0]).encode()}
+                writer.write({"__key__": key, **label, suffix: image_bytes})
                 sources.append(name)
         file.flush()
         os.fsync(file.fileno())
@@ -233,6 +266,10 @@ def _write_shard(task: _ShardTask) -> _ShardResult:
         return _ShardResult(None, len(task.names), rejects)
     index.save_rows(task.tar.parent / manifest.index_name(task.tar.name), scan(task.tar, sources).rows)
     return _ShardResult(manifest.describe(task.tar.name, task.tar.parent, len(sources)), len(task.names), rejects)
+
+
+def _json(labels: list[int]) -> bytes:
+    return json.dumps({"labels": labels}).encode()
 
 
 def stored_form(image_bytes: bytes) -> tuple[str, bytes]:

@@ -8,7 +8,7 @@ pickles.
 import json
 import tarfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -58,9 +58,8 @@ def scan(tar: Path, sources: Sequence[bytes] | None = None) -> Scan:
     return Scan(rows, kinds.pop())
 
 
-def _groups(tar: Path, file: BinaryIO) -> dict[str, _Group]:
-    """The members by key, wherever they stand: webdataset's naming, where the suffix starts at the name's first dot."""
-    groups: dict[str, _Group] = {}
+def members(tar: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """The plain files in a tar open as `file`; ShardError for anything else in it, and for a damaged or cut-off one."""
     file_bytes = tar.stat().st_size
     end = 0
     try:
@@ -73,7 +72,7 @@ def _groups(tar: Path, file: BinaryIO) -> dict[str, _Group]:
                     continue
                 if not member.isreg():
                     raise ShardError(f"{tar}: {member.name} is a link or a device; a shard holds plain files only")
-                _file_away(tar, member, groups)
+                yield member
     except tarfile.TarError as error:
         raise ShardError(
             f"{tar}: not a plain tar ({error}); unpack a compressed one, copy a damaged one again"
@@ -83,6 +82,13 @@ def _groups(tar: Path, file: BinaryIO) -> dict[str, _Group]:
     rest = file.read()
     if len(rest) < 2 * TAR_HEADER_BYTES or rest.strip(b"\0"):
         raise ShardError(f"{tar}: damaged or cut off behind byte {end}; copy or make the shard again")
+
+
+def _groups(tar: Path, file: BinaryIO) -> dict[str, _Group]:
+    """The members by key, wherever they stand: webdataset's naming, where the suffix starts at the name's first dot."""
+    groups: dict[str, _Group] = {}
+    for member in members(tar, file):
+        _file_away(tar, member, groups)
     return groups
 
 

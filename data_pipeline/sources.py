@@ -1,62 +1,47 @@
-"""Where the images to be packed come from: a folder of class folders, or the digits that come with the project.
+"""Where the images to be packed come from: by what the user named, the source that reads it."""
 
-A source is small and can be pickled: workers get it with the names of their samples, never the whole listing.
-"""
-
-import difflib
 import io
 import os
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-_STORED_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp")
-_OTHER_ENDINGS = (".avif", ".bmp", ".gif", ".jp2", ".pbm", ".pgm", ".pnm", ".ppm", ".tif", ".tiff")
-IMAGE_ENDINGS = frozenset(_STORED_ENDINGS + _OTHER_ENDINGS)
+from data_pipeline import cifar, listing_file
+from data_pipeline.cifar import Cifar
+from data_pipeline.listing import IMAGE_ENDINGS, Listing, Names, Source, choose
+from data_pipeline.listing_file import ListingFile
+from data_pipeline.tar_sources import ClassTars, Shards, holds_labels
+
 SPLIT_NAMES = ("train", "val", "valid", "validation", "test")
 
 DIGITS = "digits"
 _DIGITS_FILE = Path(__file__).parent / "digits" / "digits.npz"
 
 
-class Listing(NamedTuple):
-    """Every image of a source, class after class."""
-
-    classes: tuple[str, ...]
-    labels: npt.NDArray[np.int32]  # [N]
-    names: npt.NDArray[np.bytes_]  # [N], what the source reads an image by
-    ignored: dict[str, int]  # files that are no images, by the ending of their name
-
-
-class Source(Protocol):
-    """Images with labels, each under a name."""
-
-    def listing(self, classes: Sequence[str] | None) -> Listing:
-        """All images, or those of `classes`, numbered in that order; the same whenever the source is the same."""
-
-    def read(self, name: bytes) -> bytes:
-        """The bytes of an image file; OSError when they cannot be had."""
-
-    def size_bytes(self, name: bytes) -> int:
-        """How many bytes read() returns, without reading them."""
-
-
 def open_source(source: str, split: str | None) -> Source:
-    """The source that a user named: `digits`, or a folder; of a folder with a split NAME inside, that one."""
+    """The source that a user named: a folder (of one with a split NAME inside, that one), a listing, or `digits`."""
     if source == DIGITS:
         return Digits()
-    root = Path(source)
+    root = Path(source).absolute()
+    if root.is_file():
+        if root.suffix not in listing_file.ENDINGS:
+            raise ValueError(f"{source}: not a listing; it ends in {', '.join(listing_file.ENDINGS)}")
+        return ListingFile(root)
     if not root.is_dir():
-        raise ValueError(f"{source}: no such folder; SOURCE is a folder of class folders, or the word {DIGITS}")
-    if split and _is_split(root / split):
+        raise ValueError(f"{source}: no such folder; SOURCE is a folder, a listing of images, or the word {DIGITS}")
+    if found := cifar.find(root):
+        return Cifar(found, split or "train")
+    if split and (_is_split(root / split) or _tars(root / split)):
         root = root / split
+    if tars := _tars(root):
+        return Shards(root) if holds_labels(tars[0]) else ClassTars(root)
     return ClassFolders(root)
 
 
@@ -76,24 +61,25 @@ class ClassFolders:
         splits = [name for name in SPLIT_NAMES if name in found and _is_split(self.root / name)]
         if splits:
             raise ValueError(f"{self.root}: holds {', '.join(splits)}; name the one to pack with --split {splits[0]}")
-        chosen = _choose(found, classes)
-        labels: list[int] = []
-        names: list[bytes] = []
+        chosen = choose(found, classes)
+        labels = array("i")
+        names = Names()
         empty: list[str] = []
         ignored: Counter[str] = Counter()
         for label, name in enumerate(chosen):
             images, others = self._files(name)
             if not images:
                 empty.append(name)
-            names += images
-            labels += [label] * len(images)
+            for image in images:
+                names.append(image)
+            labels.extend([label] * len(images))
             ignored += others
         if empty:
             raise ValueError(
                 f"{self.root}: no images in the class folder{'s' * (len(empty) > 1)} {', '.join(empty)}; "
                 f"fill or remove, or choose the others with --classes"
             )
-        return Listing(chosen, np.array(labels, np.int32), np.array(names), dict(ignored))
+        return Listing(chosen, False, np.array(labels, np.int32)[:, None], names, dict(ignored))
 
     def read(self, name: bytes) -> bytes:
         """See Source."""
@@ -127,12 +113,12 @@ class Digits:
 
     def listing(self, classes: Sequence[str] | None) -> Listing:
         """See Source."""
-        chosen = _choose([str(digit) for digit in range(10)], classes)
+        chosen = choose([str(digit) for digit in range(10)], classes)
         _, digits = _load_digits()
         places = [np.flatnonzero(digits == int(name)) for name in chosen]
         labels = np.repeat(np.arange(len(chosen), dtype=np.int32), [len(each) for each in places])
         names = [f"{digits[place]}/{place:04d}.png".encode() for each in places for place in each]
-        return Listing(chosen, labels, np.array(names), {})
+        return Listing(chosen, False, labels[:, None], Names(names), {})
 
     def read(self, name: bytes) -> bytes:
         """See Source."""
@@ -147,6 +133,10 @@ class Digits:
         return len(self.read(name))
 
 
+def _tars(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.tar"))
+
+
 def _is_split(folder: Path) -> bool:
     """A folder of folders; a class folder may well be called `train`, but has images in it."""
     if not folder.is_dir():
@@ -155,19 +145,6 @@ def _is_split(folder: Path) -> bool:
     return any(child.is_dir() for child in children) and not any(
         child.suffix.lower() in IMAGE_ENDINGS for child in children
     )
-
-
-def _choose(found: Sequence[str], classes: Sequence[str] | None) -> tuple[str, ...]:
-    if classes is None:
-        return tuple(found)
-    for name in classes:
-        if name not in found:
-            near = difflib.get_close_matches(name, found, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(found[:10])}"
-            raise ValueError(f"--classes {name}: the source has no such class; {hint}")
-        if list(classes).count(name) > 1:
-            raise ValueError(f"--classes {name}: named twice; a class has one label")
-    return tuple(classes)
 
 
 @cache

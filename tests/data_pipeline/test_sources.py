@@ -25,15 +25,15 @@ def test_class_folders_are_listed_sorted_and_deep(tmp_path: Path) -> None:
     listing = ClassFolders(tmp_path).listing(None)
     assert listing.classes == ("a", "b", "c")
     assert listing.names.tolist() == [b"a/W.tiff", b"a/x.webp", b"b/2.JPG", b"b/deep/er/1.png", b"c/1.jpeg"]
-    assert listing.labels.tolist() == [0, 0, 1, 1, 2]
+    assert listing.labels[:, 0].tolist() == [0, 0, 1, 1, 2]
     assert listing.ignored == {".txt": 1, ".png": 1, ".keep": 1}
 
 
 def test_classes_are_chosen_and_numbered_in_the_order_given(coded_source: Path) -> None:
     listing = ClassFolders(coded_source).listing(["eel", "bee"])
     assert listing.classes == ("eel", "bee")
-    assert np.bincount(listing.labels).tolist() == [COUNTS[4], COUNTS[1]]
-    assert all(name.startswith(CLASSES[4].encode()) for name in listing.names[listing.labels == 0])
+    assert np.bincount(listing.labels[:, 0]).tolist() == [COUNTS[4], COUNTS[1]]
+    assert all(name.startswith(CLASSES[4].encode()) for name in listing.names.tolist()[: COUNTS[4]])
 
 
 def test_names_that_are_not_utf8_are_read(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"nosuch: no such folder; SOURCE is a folder of class folders, or the word digits"
+        ValueError, match=r"nosuch: no such folder; SOURCE is a folder, a listing of images, or the word digits"
     ):
         open_source(str(tmp_path / "nosuch"), None)
 
@@ -101,7 +101,7 @@ def test_the_digits_are_1797_grey_pictures() -> None:
     digits = Digits()
     listing = digits.listing(None)
     assert listing.classes == tuple("0123456789")
-    assert np.bincount(listing.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert np.bincount(listing.labels[:, 0]).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
     pictures = [np.asarray(decode(digits.read(name))) for name in listing.names.tolist()]
     assert {picture.shape for picture in pictures} == {(8, 8, 3)}
     # The mean of the data set as scikit-learn has it: 4.884 of 16 levels.
