@@ -6,17 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from data_pipeline import manifest
 from data_pipeline.decode import STORED_FORMATS
 from data_pipeline.index import NO_LABEL
+from data_pipeline.mixing import Mixing, blocks_of, mixing
 from data_pipeline.samples import SampleSet
 
-Ints = npt.NDArray[np.int64]
-
-MIXED_WELL = 0.9
 MEASURED_IMAGES = 256
 MAX_SHOWN_CLASSES = 40
 
@@ -38,7 +35,8 @@ class Report:
     width_px: tuple[int, int, int]  # lowest, median and highest of MEASURED_IMAGES images
     height_px: tuple[int, int, int]
     images_of_class: dict[str, int]
-    mixing: float  # about 1: as a shuffled set; near 0: sorted by class
+    mixing: float  # as `mixing.py` has it
+    mixed_well: bool
 
 
 def inspect(folder: Path) -> Report:
@@ -49,6 +47,7 @@ def inspect(folder: Path) -> Report:
     image_bytes = np.concatenate([samples.rows(shard)["image_bytes"] for shard in range(len(packed.shards))])
     block_of = blocks_of(samples.shard_samples, samples.block_samples)
     counts = np.bincount(labels[labels != NO_LABEL], minlength=samples.num_classes)
+    mixed = mixing(labels, block_of, samples.num_classes)
     sizes_px = _sizes_px(samples)
     return Report(
         folder=str(folder),
@@ -64,33 +63,9 @@ def inspect(folder: Path) -> Report:
         width_px=_spread([width for width, _ in sizes_px]),
         height_px=_spread([height for _, height in sizes_px]),
         images_of_class=dict(zip(packed.classes, counts.tolist(), strict=True)),
-        mixing=mixing(labels, block_of, samples.num_classes),
+        mixing=mixed.figure,
+        mixed_well=mixed.well,
     )
-
-
-def blocks_of(shard_samples: Sequence[int], block_samples: int) -> Ints:
-    """The number of each sample's block, in the order of the set."""
-    parts = [np.arange(samples) // block_samples for samples in shard_samples]
-    firsts = np.cumsum([0, *(part[-1] + 1 for part in parts[:-1])])
-    return np.concatenate([part + first for part, first in zip(parts, firsts, strict=True)])
-
-
-def mixing(labels: npt.NDArray[np.int32], block_of: Ints, num_classes: int) -> float:
-    """How well a set is shuffled: the chance that two samples of it share a label, over the chance that two of one
-    block do. About 1 for a shuffled set (that is its expectation); 1 / num_classes for a sorted one.
-
-    `labels` [N, K] filled up with -1; `block_of` [N]."""
-
-    def num_pairs(counts: Ints) -> float:
-        return float((counts * (counts - 1.0)).sum())
-
-    sample = np.nonzero(labels != NO_LABEL)[0]
-    label = labels[labels != NO_LABEL].astype(np.int64)
-    alike_in_set = num_pairs(np.bincount(label, minlength=num_classes))
-    alike_in_blocks = num_pairs(np.unique(block_of[sample] * num_classes + label, return_counts=True)[1])
-    if alike_in_blocks == 0:
-        return 1.0  # no two of a block share a label: it cannot be mixed better
-    return alike_in_set / num_pairs(np.array([len(labels)])) / (alike_in_blocks / num_pairs(np.bincount(block_of)))
 
 
 def text(report: Report) -> str:
@@ -98,13 +73,12 @@ def text(report: Report) -> str:
     counts = sorted(report.images_of_class.items(), key=lambda item: -item[1])
     widest = max(counts[0][1], 1)
     shown = counts if len(counts) <= MAX_SHOWN_CLASSES else counts[: MAX_SHOWN_CLASSES // 2]
-    cure = "" if report.mixing >= MIXED_WELL else "; training would see class after class: pack the images again"
     lines = [
         f"{report.folder}: {report.samples} images, {report.classes} classes, split {report.split}",
         f"  shards   {report.shards} ({report.image_bytes / 2**20:.1f} MiB of images), {report.blocks} blocks",
         f"  images   {report.image_bytes_median} bytes (median), width {_range(report.width_px)} px, "
         f"height {_range(report.height_px)} px; {report.rejected} rejected at packing",
-        f"  mixing   {report.mixing:.2f} of a shuffled set's{cure}",
+        f"  mixing   {Mixing(report.mixing, report.mixed_well)}",
         f"  classes  {counts[-1][1]} to {counts[0][1]} images, {report.samples / report.classes:.1f} on average",
     ]
     lines += [f"    {count:>9}  {'#' * round(30 * count / widest):30}  {name}" for name, count in shown]

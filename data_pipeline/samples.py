@@ -166,10 +166,7 @@ class SampleSet:
 
     def labels(self) -> npt.NDArray[np.int32]:
         """The labels of every sample [N, K], in the order of the set, filled up with -1; reads every index."""
-        parts = [self.rows(shard)["labels"] for shard in range(len(self._shards))]
-        widest = max((part.shape[1] for part in parts), default=1)
-        filled = [np.pad(part, ((0, 0), (0, widest - part.shape[1])), constant_values=NO_LABEL) for part in parts]
-        return np.concatenate(filled)
+        return stack_labels([self.rows(shard)["labels"] for shard in range(len(self._shards))])
 
     def locate(self, place: int) -> tuple[int, int]:
         """The (shard, row) of the sample at `place` in the order of the set."""
@@ -229,6 +226,13 @@ class SampleSet:
             row = int(self._kept_rows[shard][row])
         record: np.void = _open_shard(self._shards[shard]).rows[row]
         return record
+
+
+def stack_labels(parts: Sequence[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
+    """Labels [N, K] of several shards or blocks as one array, filled up with -1 to the widest K."""
+    widest = max((part.shape[1] for part in parts), default=1)
+    filled = [np.pad(part, ((0, 0), (0, widest - part.shape[1])), constant_values=NO_LABEL) for part in parts]
+    return np.concatenate(filled)
 
 
 def check_same_classes(train: SampleSet, val: SampleSet) -> None:

@@ -6,7 +6,7 @@ from PIL import Image
 
 from data_pipeline import inspect as inspect_module
 from data_pipeline.contact_sheet import IMAGES_A_CLASS, MAX_CLASSES, THUMB_PX, contact_sheet
-from data_pipeline.inspect import blocks_of, inspect, mixing, text
+from data_pipeline.inspect import inspect, text
 from data_pipeline.pack import PackOptions, pack
 from data_pipeline.samples import SampleSet
 from data_pipeline.sources import ClassFolders
@@ -43,38 +43,11 @@ def test_a_long_list_of_classes_is_cut(coded: Path, monkeypatch: pytest.MonkeyPa
     assert lines[-1] == "    ... and 3 classes more (--json has all)"
 
 
-def test_mixing_of_a_shuffled_set_is_one_and_of_a_sorted_one_little() -> None:
-    rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(20), 500).astype(np.int32)[:, None]
-    block_of = blocks_of((5_000, 5_000), 256)
-    assert mixing(labels, block_of, 20) == pytest.approx(1 / 20, rel=0.35)
-    shuffled = [mixing(rng.permutation(labels), block_of, 20) for _ in range(20)]
-    assert np.mean(shuffled) == pytest.approx(1, abs=0.01)
-    assert np.std(shuffled) < 0.02
-    half = np.concatenate([rng.permutation(labels[:5_000]), rng.permutation(labels[5_000:])])
-    assert mixing(half, block_of, 20) == pytest.approx(0.5, abs=0.02)  # two shuffled halves of ten classes each
-
-
-def test_mixing_counts_pairs_as_it_says() -> None:
-    labels = np.array([[0, 1], [0, -1], [1, 2], [0, 2]], dtype=np.int32)
-    block_of = np.array([0, 0, 1, 1])
-    # Ordered pairs that share a label, of 12 in the set: label 0 has 6, 1 has 2, 2 has 2; of 4 within a block: 2 and 2.
-    assert mixing(labels, block_of, 3) == pytest.approx((10 / 12) / (4 / 4))
-
-
-def test_blocks_without_a_pair_cannot_be_mixed_better() -> None:
-    labels = np.arange(6, dtype=np.int32)[:, None]
-    assert mixing(labels, blocks_of((6,), 3), 6) == 1
-
-
-def test_blocks_end_with_their_shard() -> None:
-    assert blocks_of((5, 2, 4), 3).tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3, 3, 4]
-
-
 def test_a_badly_mixed_set_is_told_so(coded: Path) -> None:
     report = inspect(coded)
-    worse = type(report)(**{**vars(report), "mixing": 0.3})
-    assert "0.30 of a shuffled set's; training would see class after class: pack the images again" in text(worse)
+    assert report.mixed_well
+    worse = type(report)(**{**vars(report), "mixing": 0.3, "mixed_well": False})
+    assert "  mixing   0.30 of a shuffled set's, under 0.9: training would see class after class; pack" in text(worse)
 
 
 def test_images_that_do_not_decode_are_not_measured(broken_set: Path) -> None:
