@@ -16,6 +16,7 @@ from data_pipeline import manifest, pack
 from data_pipeline.contact_sheet import contact_sheet
 from data_pipeline.foreign import index_shards
 from data_pipeline.inspect import inspect, text
+from data_pipeline.mixing import mixing_of
 from data_pipeline.order import order
 from data_pipeline.plan import Plan
 from data_pipeline.random import SEED_LIMIT
@@ -154,6 +155,7 @@ def _pack(options: argparse.Namespace) -> int:
 def _index(options: argparse.Namespace) -> int:
     indexed = index_shards(options.shards, options.out, options.split, options.classes, options.workers)
     print(_summary(options.out, indexed))
+    print(f"  mixing   {mixing_of(SampleSet.open(options.out))}")
     return 0
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.load import load
+from data_pipeline.mixing import warn_of_mixing
 from data_pipeline.samples import SampleSet
 from launch.run import Run, library_versions
 from pretrain.config import PretrainConfig
@@ -39,7 +40,8 @@ class Prepared:
         return {"zero_stage": engine.zero_stage, "precision": engine.precision, "versions": library_versions()}
 
     def summary(self) -> str:
-        """What will be done, in a few lines for people."""
+        """What will be done, in a few lines for people; a set that is mixed badly is warned of on standard error."""
+        warn_of_mixing(self.train)
         vit, head, engine = self.config.vit, self.config.head, self.config.engine
         val = f"{self.val.num_samples:,} images to validate on" if self.val else "no validation set"
         shape = vit.variant or f"width {vit.width}, depth {vit.depth}, patch {vit.patch_px}"

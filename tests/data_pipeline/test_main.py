@@ -133,6 +133,7 @@ def test_index(run: Run, tmp_path: Path) -> None:
     tar = write_shard(tmp_path / "a.tar", {"1": {"png": png(), "cls": b"1"}})
     code, shown, _ = run("index", tar, "--out", tmp_path, "--classes", "ant", "bee")
     assert (code, shown.split(" (")[0]) == (0, f"{tmp_path}: 1 images of 2 classes in 1 shard")
+    assert shown.splitlines()[1] == "  mixing   1.00 of a shuffled set's"
     refused(run("index", tar, "--out", tmp_path), "has a manifest.json already")
 
 

@@ -8,8 +8,11 @@ import sys
 
 import pytest
 
+from data_pipeline.foreign import index_shards
+from pretrain.__main__ import main
 from pretrain.check import prepare
 from pretrain.workload import AUTO_MICRO_BATCH, Workload
+from tests.data_pipeline.shards import png, write_shard
 from tests.ranks import run_command
 from tests.training import Recipe
 
@@ -83,6 +86,19 @@ def test_compiling_needs_a_compiler(pretraining: Recipe, monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ValueError, match=r"engine.compile = true: .* install g\+\+, or set engine.compile=false"):
         prepare(pretraining.path, pretraining.but(engine__compile="true").arguments[1:], ranks=1)
+
+
+def test_a_set_sorted_by_class_is_warned_of_and_passes(pretraining: Recipe, tmp_path, capsys):
+    of_class = [{str(key): {"cls": b"%d" % label, "png": png()} for key in range(20)} for label in range(6)]
+    index_shards([write_shard(tmp_path / f"{label}.tar", of_class[label]) for label in range(6)], tmp_path)
+    capsys.readouterr()
+    assert main([*pretraining.arguments, "--check"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main([*pretraining.but(data__train=tmp_path).arguments, "--check"]) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith(f"warning: {tmp_path}: mixing 0.16 of a shuffled set's, under 0.9: ")
+    assert said.err.endswith("pack the images again with: python -m data_pipeline pack\n")
+    assert "120 images, 6 classes" in said.out
 
 
 def test_checking_loads_neither_torch_nor_deepspeed(pretraining: Recipe):
