@@ -20,8 +20,8 @@ def test_the_first_steps_are_what_they_were(pretraining: Recipe) -> None:
         pytest.skip("written")
     pinned = json.loads(GOLDEN.read_text())
     advice = (
-        "The first steps of a run have changed: the order of the data or the pixels (batch_digest), the initial weights or"
-        " the objective (loss of step 1), the gradients (grad_norm), the schedule (lr). If that is meant, say so in the "
+        "The first steps of a run have changed: the order of the data (batch_digest), the pixels, the initial weights "
+        "or the objective (loss), the gradients (grad_norm), the schedule (lr). If that is meant, say so in the "
         "commit and write them anew: UPDATE_GOLDEN=1 python -m pytest tests/pretrain/test_golden.py"
     )
     assert [line["batch_digest"] for line in found] == [line["batch_digest"] for line in pinned], advice
