@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import random
 import shutil
@@ -222,6 +223,13 @@ def test_a_sample_that_cannot_be_decoded_stops_the_stream_by_name(broken_set: Pa
     samples = SampleSet.open(broken_set)
     with pytest.raises(SampleError, match=r"^shard/3: broken image: [^\n]+$"):
         list(eval_batches(samples, EvalTransform((4, 4)), 0, 1, rows=3, workers=workers))
+
+
+def test_workers_have_ended_when_an_error_arrives(broken_set: Path) -> None:
+    samples = SampleSet.open(broken_set)
+    with pytest.raises(SampleError):
+        list(eval_batches(samples, EvalTransform((4, 4)), 0, 1, rows=3, workers=2))
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
