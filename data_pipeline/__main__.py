@@ -1,4 +1,4 @@
-"""python -m data_pipeline pack | index | inspect | verify | order"""
+"""python -m data_pipeline pack | merge | index | inspect | verify | order"""
 
 import argparse
 import dataclasses
@@ -24,7 +24,7 @@ from data_pipeline.samples import SampleError, SampleSet
 from data_pipeline.sources import open_source
 from data_pipeline.verify import verify
 
-FAILED, REFUSED = 1, 2
+FAILED, REFUSED, STOPPED = 1, 2, 75
 CONTACT_SHEET = "contact_sheet.png"
 
 
@@ -36,7 +36,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code of a command line: 0 done, 1 failed while running, 2 refused before any work."""
+    """The exit code: 0 done, 1 failed while running, 2 refused before any work, 75 stopped and can go on."""
     options = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
@@ -86,8 +86,18 @@ def _parser() -> argparse.ArgumentParser:
     packing.add_argument("--seed", type=int, default=0, help="of the shuffle (%(default)s)")
     packing.add_argument("--workers", type=int, default=cpus, metavar="K", help="processes (%(default)s)")
     packing.add_argument(
-        "--max-rejects", type=float, default=0.01, metavar="SHARE", help="unreadable images (%(default)s)"
+        "--part", type=_part, metavar="I/N", help="only part I of N; `merge` makes the set of them all"
     )
+    packing.add_argument(
+        "--short-side", type=int, metavar="PX", help="store JPEGs of at most this, not the files' bytes"
+    )
+    packing.add_argument("--quality", type=int, metavar="Q", help=f"of those JPEGs ({pack.QUALITY})")
+    _add_max_rejects(packing)
+
+    merging = commands.add_parser("merge", help="a set of the parts of pack --part")
+    merging.set_defaults(command=_merge)
+    merging.add_argument("dir", type=Path, metavar="DIR", help="the OUT of the parts")
+    _add_max_rejects(merging)
 
     indexing = commands.add_parser("index", help="a manifest for shards made elsewhere")
     indexing.set_defaults(command=_index)
@@ -128,6 +138,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_max_rejects(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-rejects", type=float, default=pack.MAX_REJECTS, metavar="SHARE", help="unreadable images (%(default)s)"
+    )
+
+
 def _pack(options: argparse.Namespace) -> int:
     pack_options = pack.PackOptions(
         split=options.split or "train",
@@ -137,9 +153,28 @@ def _pack(options: argparse.Namespace) -> int:
         seed=options.seed,
         workers=options.workers,
         max_rejects=options.max_rejects,
+        short_side_px=options.short_side,
+        quality=options.quality,
     )
     source = open_source(options.source, options.split)
-    packing = pack.pack(source, options.out, pack_options, options.classes)
+    try:
+        if options.part:
+            num_images = pack.pack_part(source, options.out, pack_options, options.part, options.classes)
+            print(f"{options.out}: part {options.part.number}/{options.part.of} is packed, {num_images} images")
+        else:
+            _say(pack.pack(source, options.out, pack_options, options.classes))
+    except KeyboardInterrupt:
+        print("error: interrupted; the same command goes on with what is packed", file=sys.stderr)
+        return STOPPED
+    return 0
+
+
+def _merge(options: argparse.Namespace) -> int:
+    _say(pack.merge(options.dir, options.max_rejects))
+    return 0
+
+
+def _say(packing: pack.Packing) -> None:
     if packing.ignored:
         endings = ", ".join(f"{count} {ending}" for ending, count in sorted(packing.ignored.items()))
         print(f"not images, left out: {endings}")
@@ -149,7 +184,6 @@ def _pack(options: argparse.Namespace) -> int:
             print(f"  rejected {reject.source}: {reject.reason}")
         if packed.rejects:
             print(f"  {len(packed.rejects)} rejected; all of them: {packed.folder / pack.REJECTS_FILE}")
-    return 0
 
 
 def _index(options: argparse.Namespace) -> int:
@@ -209,6 +243,13 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _part(text: str) -> pack.Part:
+    number, _, of = text.partition("/")
+    if not number.isdecimal() or not of.isdecimal() or not 1 <= int(number) <= int(of):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 1 to N, such as 1/4")
+    return pack.Part(int(number), int(of))
+
+
 def _seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= SEED_LIMIT:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^64 - 1")
@@ -227,5 +268,5 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: nothing half-written is left
+    signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: nothing half-written is taken
     sys.exit(main())

@@ -1,40 +1,39 @@
 """Images to a packed set: shuffled, standard WebDataset tars with a manifest and an index.
 
     SOURCE --listing--> classes, labels, names   [--hold-out--> train, val]   --shuffle, cut--> one task a shard
-    task --read, decode once, write--> train-000000.tar, its index, its rejects   --> manifest.json, rejects.jsonl
+    task --read, decode once, write--> train-000000.tar, its index, its note   --merge--> manifest.json, rejects.jsonl
 
 What goes where is settled before the first image is read: a sample's key is its place in the shuffled listing, and an
 image that is rejected leaves its shard shorter and every other key as it was. So the same listing and seed give the
-same bytes, whatever the number of workers.
+same bytes, whatever the number of workers and parts, and however often packing was stopped and begun again.
 """
 
-import io
 import json
-import os
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from data_pipeline import decode, index, manifest
+from data_pipeline import index, manifest, unfinished
 from data_pipeline.listing import Listing, Source
-from data_pipeline.manifest import Manifest, Shard
+from data_pipeline.manifest import Manifest
 from data_pipeline.progress import Progress
 from data_pipeline.random import SEED_LIMIT, Purpose, permutation
 from data_pipeline.readers import write_clip_benchmark, write_timm
-from data_pipeline.scan import scan
+from data_pipeline.shard_writer import Note, Recode, finish_shard
+from data_pipeline.shuffled import Places
 from data_pipeline.spread import spread
+from data_pipeline.unfinished import ChosenSet, Option, SetPlan, Unfinished
 
 VAL = "val"
 REJECTS_FILE = "rejects.jsonl"
 SHARD_SAMPLES = 8 * manifest.BLOCK_SAMPLES
+MAX_REJECTS = 0.01
+QUALITY = 90
 MAX_SAMPLES = 10**9  # a key has nine digits
-
-_SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 
 
 class PackError(Exception):
@@ -51,7 +50,9 @@ class PackOptions:
     shard_mib: float | None = None  # instead of shard_samples
     seed: int = 0
     workers: int = 1
-    max_rejects: float = 0.01  # share of the images
+    max_rejects: float = MAX_REJECTS  # share of the images
+    short_side_px: int | None = None  # every image becomes a JPEG of at most this; None leaves them as they are
+    quality: int | None = None  # of those JPEGs
 
     def __post_init__(self) -> None:
         if not self.split or set(self.split) & set("/.\0") or self.split != self.split.strip():
@@ -68,8 +69,45 @@ class PackOptions:
             raise ValueError(f"--seed {self.seed}: a whole number from 0 to 2^64 - 1")
         if self.workers < 1:
             raise ValueError(f"--workers {self.workers}: at least 1 process")
-        if not 0 <= self.max_rejects < 1:
-            raise ValueError(f"--max-rejects {self.max_rejects}: a share of the images, from 0 to below 1")
+        _check_max_rejects(self.max_rejects)
+        if self.short_side_px is not None and self.short_side_px < 1:
+            raise ValueError(f"--short-side {self.short_side_px}: at least 1 pixel")
+        if self.quality is not None and self.short_side_px is None:
+            raise ValueError(f"--quality {self.quality}: images keep their bytes; give --short-side PX to change them")
+        if self.quality is not None and not 1 <= self.quality <= 95:
+            raise ValueError(f"--quality {self.quality}: of JPEG, from 1 to 95")
+
+    @property
+    def recode(self) -> Recode | None:
+        """What becomes of the images; None when they keep their bytes."""
+        return None if self.short_side_px is None else Recode(self.short_side_px, self.quality or QUALITY)
+
+    def deciding(self, source: Source, classes: Sequence[str] | None) -> dict[str, Option]:
+        """Whatever decides the bytes of the set, by the names that a user knows: what all parts must agree on."""
+        by_samples = self.shard_mib is None
+        return {
+            "SOURCE": repr(source),
+            "--classes": None if classes is None else list(classes),
+            "--split": self.split,
+            "--hold-out": self.hold_out,
+            "--shard-samples": self.shard_samples if by_samples else None,
+            "--shard-mib": self.shard_mib,
+            "--seed": self.seed,
+            "--short-side": self.short_side_px,
+            "--quality": self.recode.quality if self.recode else None,
+        }
+
+
+def _check_max_rejects(share: float) -> None:
+    if not 0 <= share < 1:
+        raise ValueError(f"--max-rejects {share}: a share of the images, from 0 to below 1")
+
+
+class Part(NamedTuple):
+    """One of the commands that pack a set together: `number` is 1 to `of`."""
+
+    number: int
+    of: int
 
 
 class Reject(NamedTuple):
@@ -78,9 +116,6 @@ class Reject(NamedTuple):
     source: str
     class_name: str
     reason: str
-
-
-Places = npt.NDArray[np.int64]  # of images in a listing
 
 
 class Packed(NamedTuple):
@@ -98,51 +133,133 @@ class Packing(NamedTuple):
     ignored: dict[str, int]
 
 
-class _ShardTask(NamedTuple):
-    """One shard to write: its samples are places first_place, first_place + 1, ... of the shuffled listing."""
-
-    tar: Path
-    source: Source
-    first_place: int
-    names: list[bytes]
-    labels: npt.NDArray[np.int32]  # [n, K], as in Listing
-    multi_label: bool
-
-
-class _ShardResult(NamedTuple):
-    shard: Shard | None  # None when every image was rejected
-    num_tried: int
-    rejects: list[tuple[str, list[int], str]]  # source, labels, reason
-
-
 def pack(source: Source, out: Path, options: PackOptions, classes: Sequence[str] | None = None) -> Packing:
     """Pack `source` into `out`: one set, or with a hold-out the sets out/SPLIT and out/val.
 
-    `out` appears complete or not at all. Raises ValueError before any work for a wrong source or an existing `out`,
+    `out` appears complete or not at all. Stopped at any point, the same call goes on with the shards that are finished.
+    Raises ValueError before any work for a wrong source, an existing `out` or one that another command has begun;
     PackError when more images are unreadable than `options.max_rejects` allows."""
+    try:
+        pack_part(source, out, options, Part(1, 1), classes)
+        return merge(out, options.max_rejects)
+    except PackError as error:
+        unfinished.clear(out)
+        raise PackError(f"{error}; nothing was kept") from None
+
+
+def pack_part(source: Source, out: Path, options: PackOptions, part: Part, classes: Sequence[str] | None = None) -> int:
+    """Pack the shards of one part, from any machine that sees the folder of `out`; merge() makes the set of them all.
+
+    Returns how many images it tried. Raises as pack() does."""
     if out.exists():
+        if not (unfinished.folder_of(out) / "set").exists():
+            unfinished.clear(out)
         raise ValueError(f"{out}: exists already; remove it, or pack into another folder")
+    begun = Unfinished.open(
+        out, options.deciding(source, classes), part.of, lambda: _shuffled_sets(source, options, classes)
+    )
+    mine = [(set_number, task) for set_number, task in begun.tasks() if task.part == part.number - 1]
+    num_images = sum(stop - first for first, stop in (task.listing.places(task.number) for _, task in mine))
+    notes: list[list[Note]] = [[] for _ in begun.request.sets]
+    with Progress("packing", num_images) as progress:
+        finish = partial(finish_shard, source, options.recode)
+        finished = spread(finish, [task for _, task in mine], options.workers)
+        for (set_number, _), note in zip(mine, finished, strict=True):
+            notes[set_number].append(note)
+            if note.rejects:
+                _check_rejects(begun.request.sets[set_number], notes[set_number], options.max_rejects)
+            progress.advance(note.num_tried)
+    return num_images
+
+
+def merge(out: Path, max_rejects: float = MAX_REJECTS) -> Packing:
+    """Close a set once all its parts are packed: `out` appears.
+
+    Raises ValueError naming parts that are missing or belong to another packing; PackError when more images are
+    unreadable than the share `max_rejects`."""
+    _check_max_rejects(max_rejects)
+    begun = Unfinished.load(out)
+    if out.exists():
+        raise ValueError(f"{out}: exists already, as a whole; there is nothing to merge")
+    if begun is None:
+        raise ValueError(
+            f"{out}: nothing of it is packed; begin with: python -m data_pipeline pack SOURCE {out} --part 1/N"
+        )
+    notes = begun.notes()
+    for each, of_set in zip(begun.request.sets, notes, strict=True):
+        _check_rejects(each, of_set, max_rejects)
+    packed = [_close_set(begun, each, of_set) for each, of_set in zip(begun.request.sets, notes, strict=True)]
+    begun.close(out)
+    sets = [each._replace(folder=out / plan.folder) for each, plan in zip(packed, begun.request.sets, strict=True)]
+    return Packing(sets, begun.request.ignored)
+
+
+def _check_rejects(each: SetPlan, notes: list[Note], max_rejects: float) -> None:
+    rejects = [reject for note in notes for reject in note.rejects]
+    if len(rejects) > int(max_rejects * each.num_images):
+        first = "; ".join(f"{source}: {reason}" for source, _, reason in rejects[:3])
+        raise PackError(
+            f"{len(rejects)} unreadable images, more than --max-rejects {max_rejects} of {each.num_images} allows. "
+            f"The first: {first}"
+        )
+
+
+def _close_set(begun: Unfinished, each: SetPlan, notes: list[Note]) -> Packed:
+    folder, classes = begun.set_folder(each), begun.request.classes
+    rejects = [
+        Reject(name, ", ".join(classes[label] for label in labels), reason)
+        for note in notes
+        for name, labels, reason in note.rejects
+    ]
+    if rejects:
+        with (folder / REJECTS_FILE).open("w") as file:
+            file.writelines(json.dumps(reject._asdict()) + "\n" for reject in rejects)
+    seed = begun.request.options["--seed"]
+    assert isinstance(seed, int)
+    packed = Manifest(
+        split=each.split,
+        classes=classes,
+        multi_label=begun.request.multi_label,
+        seed=seed,
+        rejected=len(rejects),
+        shards=tuple(note.shard for note in notes if note.shard),
+    )
+    write_timm(folder, packed)
+    write_clip_benchmark(folder, packed)
+    manifest.save(folder, packed)
+    return Packed(folder, packed, rejects)
+
+
+def _shuffled_sets(
+    source: Source, options: PackOptions, classes: Sequence[str] | None
+) -> tuple[Listing, list[ChosenSet]]:
     listing = source.listing(classes)
+    if not len(listing.names):
+        raise ValueError(f"no images of the classes {', '.join(listing.classes[:10])}; choose others with --classes")
     if len(listing.names) > MAX_SAMPLES:
         raise ValueError(f"{len(listing.names)} images: a set has at most {MAX_SAMPLES}; pack parts of it")
     if options.hold_out is None:
-        parts = {Path(): (options.split, np.arange(len(listing.names)))}
+        chosen = {("", options.split): np.arange(len(listing.names))}
     else:
         train, val = _hold_out(listing, options.hold_out, options.seed)
-        parts = {Path(options.split): (options.split, train), Path(VAL): (VAL, val)}
+        chosen = {(options.split, options.split): train, (VAL, VAL): val}
+    sets = []
+    for (folder, split), places in chosen.items():
+        order = places[permutation(len(places), options.seed, Purpose.PACK)]
+        sets.append(ChosenSet(folder, split, order, _cuts(source, listing, order, options)))
+    return listing, sets
 
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        with Progress("packing", len(listing.names)) as progress:
-            packed = [
-                _pack_set(source, partial / folder, split, listing, chosen, options, progress)
-                for folder, (split, chosen) in parts.items()
-            ]
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    sets = [each._replace(folder=out / each.folder.relative_to(partial)) for each in packed]
-    return Packing(sets, listing.ignored)
+
+def _cuts(source: Source, listing: Listing, order: Places, options: PackOptions) -> Places:
+    """Where each shard begins in `order`, and where the last one ends."""
+    if options.shard_mib is None:
+        begins = np.arange(0, len(order), options.shard_samples)
+    else:
+        sizes_bytes = (_tar_bytes(source.size_bytes(listing.names[place])) for place in order)
+        ends_mib = np.cumsum(np.fromiter(sizes_bytes, np.int64, len(order))) / 2**20
+        # A shard is full with the image that crosses a multiple of its size.
+        _, begins = np.unique(np.concatenate(([0], ends_mib[:-1])) // options.shard_mib, return_index=True)
+    return np.append(begins, len(order))
 
 
 def _hold_out(listing: Listing, share: float, seed: int) -> tuple[Places, Places]:
@@ -165,120 +282,7 @@ def _hold_out(listing: Listing, share: float, seed: int) -> tuple[Places, Places
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def _pack_set(
-    source: Source,
-    folder: Path,
-    split: str,
-    listing: Listing,
-    chosen: Places,
-    options: PackOptions,
-    progress: Progress,
-) -> Packed:
-    folder.mkdir(parents=True)
-    max_rejects = int(options.max_rejects * len(chosen))
-    shards: list[Shard] = []
-    rejects: list[Reject] = []
-    tasks = list(_tasks(source, folder, split, listing, chosen, options))
-    for result in spread(_write_shard, tasks, options.workers):
-        progress.advance(result.num_tried)
-        if result.shard:
-            shards.append(result.shard)
-        rejects += [
-            Reject(name, ", ".join(listing.classes[label] for label in labels), reason)
-            for name, labels, reason in result.rejects
-        ]
-        if len(rejects) > max_rejects:
-            first = "; ".join(f"{reject.source}: {reject.reason}" for reject in rejects[:3])
-            raise PackError(
-                f"{len(rejects)} unreadable images, more than --max-rejects {options.max_rejects} "
-                f"of {len(chosen)} allows; nothing was kept. The first: {first}"
-            )
-    if not shards:
-        raise PackError(f"none of the {len(chosen)} images of {split} could be read; nothing was kept")
-    if rejects:
-        with (folder / REJECTS_FILE).open("w") as file:
-            file.writelines(json.dumps(reject._asdict()) + "\n" for reject in rejects)
-    result_manifest = Manifest(
-        split=split,
-        classes=listing.classes,
-        multi_label=listing.multi_label,
-        seed=options.seed,
-        rejected=len(rejects),
-        shards=tuple(shards),
-    )
-    write_timm(folder, result_manifest)
-    write_clip_benchmark(folder, result_manifest)
-    manifest.save(folder, result_manifest)
-    return Packed(folder, result_manifest, rejects)
-
-
-def _tasks(
-    source: Source, folder: Path, split: str, listing: Listing, chosen: Places, options: PackOptions
-) -> Iterator[_ShardTask]:
-    order = chosen[permutation(len(chosen), options.seed, Purpose.PACK)]
-    if options.shard_mib is None:
-        first_places = np.arange(0, len(order), options.shard_samples)
-    else:
-        sizes_bytes = (_tar_bytes(source.size_bytes(listing.names[place])) for place in order)
-        ends_mib = np.cumsum(np.fromiter(sizes_bytes, np.int64, len(order))) / 2**20
-        # A shard is full with the image that crosses a multiple of its size.
-        _, first_places = np.unique(np.concatenate(([0], ends_mib[:-1])) // options.shard_mib, return_index=True)
-    for number, (first, stop) in enumerate(zip(first_places, [*first_places[1:], len(order)], strict=True)):
-        yield _ShardTask(
-            tar=folder / f"{split}-{number:06d}.tar",
-            source=source,
-            first_place=int(first),
-            names=[listing.names[place] for place in order[first:stop]],
-            labels=listing.labels[order[first:stop]],
-            multi_label=listing.multi_label,
-        )
-
-
 def _tar_bytes(image_bytes: int) -> int:
     """What a sample takes in a tar: two headers, the label's block, the image filled up to whole blocks."""
     block = index.TAR_HEADER_BYTES
     return 3 * block + -(-image_bytes // block) * block
-
-
-def _write_shard(task: _ShardTask) -> _ShardResult:
-    from webdataset import TarWriter  # brings torch along, which `pack --help` and a refusal do without
-
-    rejects: list[tuple[str, list[int], str]] = []
-    sources: list[bytes] = []
-    with task.tar.open("wb") as file:
-        # No owner and no time of day: the same samples are the same bytes.
-        with TarWriter(file, user="", group="", mtime=0, encoder=False) as writer:
-            for at, (name, filled) in enumerate(zip(task.names, task.labels.tolist(), strict=True)):
-                labels = [label for label in filled if label != index.NO_LABEL]
-                try:
-                    suffix, image_bytes = stored_form(task.source.read(name))
-                except (OSError, decode.DecodeError) as error:
-                    rejects.append((os.fsdecode(name), labels, str(error)))
-                    continue
-                key = f"{task.first_place + at:09d}"
-                label = {"json": _json(labels)} if task.multi_label else {"cls": str(labels[0]).encode()}
-                writer.write({"__key__": key, **label, suffix: image_bytes})
-                sources.append(name)
-        file.flush()
-        os.fsync(file.fileno())
-    if not sources:
-        task.tar.unlink()
-        return _ShardResult(None, len(task.names), rejects)
-    index.save_rows(task.tar.parent / manifest.index_name(task.tar.name), scan(task.tar, sources).rows)
-    return _ShardResult(manifest.describe(task.tar.name, task.tar.parent, len(sources)), len(task.names), rejects)
-
-
-def _json(labels: list[int]) -> bytes:
-    return json.dumps({"labels": labels}).encode()
-
-
-def stored_form(image_bytes: bytes) -> tuple[str, bytes]:
-    """The suffix and bytes that an image is stored with, once it has been decoded from end to end.
-
-    JPEG, PNG and WebP stay as they are; any other format becomes a PNG of the very pixels that training would see."""
-    image, image_format = decode.load(image_bytes, decode.PACKED_FORMATS)
-    if image_format in _SUFFIXES:
-        return _SUFFIXES[image_format], image_bytes
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return "png", file.getvalue()

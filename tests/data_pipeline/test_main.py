@@ -157,6 +157,13 @@ def test_verify_lists_what_is_wrong(run: Run, broken_set: Path) -> None:
         (("pack", "digits", "out", "--classes", "11"), "--classes 11: the source has no such class; did you mean 1?"),
         (("pack", "digits", "out", "--shard-mib", "1", "--shard-samples", "4"), "not allowed with argument"),
         (("pack", "digits", "out", "--sed", "4"), "unrecognized arguments: --sed 4; see python -m data_pipeline"),
+        (("pack", "digits", "out", "--part", "0/4"), "'0/4' is not I/N with I from 1 to N, such as 1/4"),
+        (("pack", "digits", "out", "--part", "5/4"), "'5/4' is not I/N"),
+        (("pack", "digits", "out", "--part", "1"), "'1' is not I/N"),
+        (
+            ("merge", "nosuch"),
+            "nosuch: nothing of it is packed; begin with: python -m data_pipeline pack SOURCE nosuch",
+        ),
         (("inspect", "nosuch"), "nosuch: no such folder"),
         (("verify", "nosuch"), "nosuch: no such folder"),
         (("verify", "nosuch", "--workers", "0"), "'0' is not a whole number above 0"),
@@ -222,17 +229,33 @@ def test_help_and_refusals_load_no_torch() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_packing_that_is_stopped_says_so_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_packing_that_is_stopped_says_so_and_can_go_on(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "source/a").mkdir(parents=True)
     os.mkfifo(tmp_path / "source/a/never.png")  # reading it waits for ever
     arguments = [sys.executable, "-m", "data_pipeline", "pack", str(tmp_path / "source")]
     packing = subprocess.Popen([*arguments, str(tmp_path / "out"), "--workers", "1"], stderr=subprocess.PIPE, text=True)
-    while not list(tmp_path.glob(".out.*.partial/*.tar")):
+    while not list(tmp_path.glob(".out.partial/train/notes/.writing.*/*.tar")):
         time.sleep(0.05)
     packing.send_signal(number)
     _, err = packing.communicate(timeout=30)
-    assert (packing.returncode, err) == (1, "error: interrupted\n")
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    assert (packing.returncode, err) == (75, "error: interrupted; the same command goes on with what is packed\n")
+    (tmp_path / "source/a/never.png").unlink()
+    (tmp_path / "source/a/never.png").write_bytes(png())
+    subprocess.run([*arguments, str(tmp_path / "out"), "--workers", "1"], check=True, capture_output=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+    assert not list(tmp_path.glob("out/.*"))
+    assert SampleSet.open(tmp_path / "out").num_samples == 1
+
+
+def test_parts_and_their_merging(run: Run, tmp_path: Path) -> None:
+    arguments = ("pack", "digits", tmp_path / "out", "--classes", 3, "--shard-samples", 100, "--workers", 1)
+    for part, images in (("2/2", 83), ("1/2", 100)):
+        code, shown, _ = run(*arguments, "--part", part)
+        assert (code, shown) == (0, f"{tmp_path / 'out'}: part {part} is packed, {images} images\n")
+    code, shown, _ = run("merge", tmp_path / "out")
+    assert code == 0
+    assert shown.startswith(f"{tmp_path / 'out'}: 183 images of 1 classes in 2 shards (")
+    refused(run("merge", tmp_path / "out"), "exists already, as a whole; there is nothing to merge")
 
 
 def test_a_reader_that_has_seen_enough_is_no_failure(coded: Path) -> None:
