@@ -86,7 +86,8 @@ class Lister:
                 return
         self._names.append(name)
         self._labels.extend(numbers)
-        self._num_labels.append(len(numbers))
+        if self._multi_label:
+            self._num_labels.append(len(numbers))
 
     @property
     def found(self) -> list[str]:

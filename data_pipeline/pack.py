@@ -238,14 +238,15 @@ def _shuffled_sets(
         raise ValueError(f"no images of the classes {', '.join(listing.classes[:10])}; choose others with --classes")
     if len(listing.names) > MAX_SAMPLES:
         raise ValueError(f"{len(listing.names)} images: a set has at most {MAX_SAMPLES}; pack parts of it")
-    if options.hold_out is None:
-        chosen = {("", options.split): np.arange(len(listing.names))}
-    else:
+    chosen: dict[tuple[str, str], Places | None] = {("", options.split): None}  # all of them
+    if options.hold_out is not None:
         train, val = _hold_out(listing, options.hold_out, options.seed)
         chosen = {(options.split, options.split): train, (VAL, VAL): val}
     sets = []
     for (folder, split), places in chosen.items():
-        order = places[permutation(len(places), options.seed, Purpose.PACK)]
+        order = permutation(len(listing.names) if places is None else len(places), options.seed, Purpose.PACK)
+        if places is not None:
+            order = places[order]
         sets.append(ChosenSet(folder, split, order, _cuts(source, listing, order, options)))
     return listing, sets
 

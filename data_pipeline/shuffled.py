@@ -18,7 +18,7 @@ from data_pipeline.index import NO_LABEL
 from data_pipeline.listing import Listing
 
 _NAMES, _ENDS, _LABELS, _CUTS = "names.bin", "ends.npy", "labels.npy", "cuts.npy"
-_WRITTEN_AT_ONCE = 2**16
+_WRITTEN_AT_ONCE = 2**12
 
 Places = npt.NDArray[np.int64]
 
