@@ -45,6 +45,13 @@ def differences(old: Mapping[str, Any], new: BaseModel) -> list[Difference]:
     return list(_walk(old, new.model_dump(mode="json"), type(new), "", "identity"))
 
 
+def is_of_kind(old: Mapping[str, Any], new: BaseModel) -> bool:
+    """Whether `old` could be a config for the command that `new` is for: it has the sections that this one wants, and
+    no other."""
+    fields = type(new).model_fields
+    return old.keys() <= fields.keys() <= old.keys() | {name for name in fields if not fields[name].is_required()}
+
+
 def _walk(
     old: Mapping[str, Any], new: dict[str, Any], schema: type[BaseModel], prefix: str, above: Kind
 ) -> Iterator[Difference]:
@@ -55,7 +62,7 @@ def _walk(
             yield from _walk(was, new[name], section, f"{prefix}{name}.", kind)
         elif was != new[name]:
             yield Difference(prefix + name, was, new[name], kind)
-    for name in old.keys() - new.keys():
+    for name in (name for name in old if name not in new):
         yield Difference(prefix + name, old[name], ABSENT, "identity")
 
 

@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from configs import yaml12
-from configs.differences import FREE, NUMERIC, Difference, differences
+from configs.differences import FREE, NUMERIC, Difference, differences, is_of_kind
 from configs.faults import Origins, faults
 from configs.schema import section_in
 
-__all__ = ["FREE", "NUMERIC", "ConfigError", "Difference", "differences", "dump", "load", "read"]
+__all__ = ["FREE", "NUMERIC", "ConfigError", "Difference", "differences", "dump", "is_of_kind", "load", "read"]
 
 M = TypeVar("M", bound=BaseModel)
 

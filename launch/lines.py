@@ -5,11 +5,14 @@ Only whole lines count, and only the end is ever cut:
     {"step": 10, "loss": 2.25}
     {"step": 20, "loss": 1.75}        <- cut(15) drops this line and what follows
     {"step": 30, "lo                  <- torn: the writer was killed here; mend() drops it
+
+JSON knows no NaN and no infinity: such a number is written as null, everywhere (a run's events say which it was).
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -27,7 +30,7 @@ class JsonLines:
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(json.dumps(row) + "\n")
+        self._file.write(as_json(row) + "\n")
         self._file.flush()
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -70,3 +73,19 @@ class JsonLines:
             rest = file.read().decode(errors="replace")
             file.truncate(end)
         return rest
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """JSON that every reader takes: a number that is not finite is null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case Mapping():
+            return {name: _finite(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+        case float() if not math.isfinite(value):
+            return None
+    return value

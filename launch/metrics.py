@@ -19,7 +19,6 @@ TAGS = {
     "lr": "train/lr",
     "grad_norm": "train/grad_norm",
     "images_per_s": "perf/images_per_s",
-    "mfu": "perf/mfu",
     "data_wait_frac": "perf/data_wait_frac",
     "memory_bytes": "memory/peak_bytes",
     "val_top1": "val/top1",

@@ -2,7 +2,7 @@
 
     RUNS/NAME/
       config.yaml                every value, resolved
-      metrics.jsonl              one line a logged step, each step once, rising
+      metrics.jsonl              one line a logged step, each step once, rising; null: not finite, see the events
       tensorboard/               the same, plus images and the config as text
       events.jsonl               started, changed, resumed, superseded, failed, finished, ... and what the loops add
       logs/rank-00000.log ...    one a rank: what it said, and the traceback it ended with
@@ -16,6 +16,7 @@ continues. Whatever only rank 0 does is decided in here.
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import sys
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TextIO
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from configs.load import FREE, Difference, differences, dump, read
-from launch.lines import JsonLines
+from launch.lines import JsonLines, as_json
 from launch.metrics import Metrics, metrics_after
 from launch.progress import Progress, in_words
 from launch.world import World
@@ -167,6 +168,7 @@ class Run:
         assert self._metrics is not None, "resume_at comes first"
         assert self._progress is not None
         self._metrics.record(step, metrics)
+        self._note_not_finite(step, metrics)
         line = self._progress.line(step, metrics)
         if not self._progress.on_terminal:
             self._progress.show(line)
@@ -176,6 +178,7 @@ class Run:
         """Log what the model reached on the validation set after `step`; a repetition after a restart is dropped."""
         if self._metrics is not None and step not in self._validated():
             self._metrics.draw(step, metrics)
+            self._note_not_finite(step, metrics)
             self.event("validated", step=step, **metrics)
             self.say(f"step {step}  {in_words(metrics)}")
 
@@ -198,11 +201,6 @@ class Run:
             print(text, flush=True)
         self._write_log(text)
 
-    def text(self, tag: str, markdown: str, step: int) -> None:
-        """Show a text in TensorBoard."""
-        if self._metrics is not None:
-            self._metrics.text(tag, markdown, step)
-
     def image(self, tag: str, image_HW3: np.ndarray, step: int) -> None:
         """Show an image (uint8, height x width x RGB) in TensorBoard."""
         if self._metrics is not None:
@@ -217,7 +215,7 @@ class Run:
             losses = [row["loss"] for row in JsonLines(self.folder / "metrics.jsonl").rows() if "loss" in row]
             whole = {"seconds": self._seconds(), "loss": losses[-1] if losses else None, **whole}
             self.event("finished", **result)
-            write_whole(self.folder / "result.json", json.dumps(whole, indent=2) + "\n")
+            write_whole(self.folder / "result.json", as_json(whole, indent=2) + "\n")
         return whole
 
     def close(self) -> None:
@@ -272,6 +270,12 @@ class Run:
         """Drop the line that a kill left torn at the end of a file, and note it."""
         if torn := JsonLines(self.folder / name).mend():
             self.event("torn", file=name, text=torn)
+
+    def _note_not_finite(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Say which of the nulls in the files was what."""
+        odd = {n: str(value) for n, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)}
+        if odd:
+            self.event("not finite", step=step, values=odd)
 
     def _validated(self) -> set[int]:
         """The steps whose validation stands in the curves: a restart before a step has dropped it."""

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from configs.load import FREE, NUMERIC, ConfigError, Difference, differences, dump, load, read
+from configs.load import FREE, NUMERIC, ConfigError, Difference, differences, dump, is_of_kind, load, read
 
 
 class Section(BaseModel):
@@ -350,6 +350,21 @@ def test_differences_are_of_the_kind_declared_at_the_key_or_its_section(recipe: 
         Difference("gone", {"x": 1}, "(absent)", "identity"),
     ]
     assert str(found[0]) == "run.seed: 0 -> 1"
+
+
+def test_differences_stand_in_the_order_of_the_config(recipe: Path) -> None:
+    gone = {f"gone{number}": number for number in range(20)}
+    found = differences({**read_back(load(recipe, Config)), **gone}, load(recipe, Config))
+    assert [difference.key for difference in found] == list(gone)
+
+
+def test_a_config_of_another_command_is_told_by_its_sections(recipe: Path) -> None:
+    config = load(recipe, Config)
+    old = read_back(config)
+    assert is_of_kind(old, config)
+    assert is_of_kind({key: value for key, value in old.items() if key != "optim"}, config)  # it has defaults
+    assert not is_of_kind({**old, "objective": {}}, config)
+    assert not is_of_kind({key: value for key, value in old.items() if key != "data"}, config)
 
 
 def test_a_section_hands_its_kind_to_its_keys(recipe: Path) -> None:

@@ -1,6 +1,7 @@
 """A kill at any byte leaves whole lines; the end is cut by step, and what is written reads back to the bit."""
 
 import json
+import math
 import random
 import struct
 from pathlib import Path
@@ -12,7 +13,7 @@ from launch.lines import JsonLines
 
 ROWS: list[dict[str, Any]] = [
     {"step": 10, "loss": 2.5, "skipped": True},
-    {"step": 20, "loss": float("nan")},
+    {"step": 20, "loss": None},
     {"step": 30, "text": "ä\n"},
 ]
 
@@ -58,6 +59,17 @@ def test_floats_read_back_to_the_bit(tmp_path: Path) -> None:
     lines.append({"step": 1, "values": floats})
     [row] = lines.rows()
     assert [struct.pack("d", x) for x in row["values"] if x == x] == [struct.pack("d", x) for x in floats if x == x]
+
+
+def test_every_line_is_json_whatever_the_numbers(tmp_path: Path) -> None:
+    lines = JsonLines(tmp_path / "rows.jsonl")
+    lines.append({"step": 1, "loss": math.nan, "norms": [1.0, math.inf], "val": {"loss": -math.inf}})
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    row = json.loads(lines.path.read_text(), parse_constant=refuse)
+    assert row == {"step": 1, "loss": None, "norms": [1.0, None], "val": {"loss": None}}
 
 
 def test_a_row_outlives_the_writer(lines: JsonLines) -> None:

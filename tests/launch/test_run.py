@@ -1,6 +1,7 @@
 """A run's folder: what it holds, who may continue it, and that restarts leave each step once."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -209,7 +210,11 @@ def test_a_finished_run_is_left_untouched(make: Make) -> None:
     before = state()
     for rank in (0, 1):
         with Run.open(make(log_every_steps=7), alone(rank, 2), "pretrain") as run:
-            assert run.finished() == {"step": 3, "val_top1": 0.5, "length": {"steps": 100, "epochs": None}}
+            result = run.finished()
+            assert result is not None
+            assert 0.0 <= result.pop("seconds") < 60.0
+            assert result == {"step": 3, "loss": result["loss"], "val_top1": 0.5} | {"length": result["length"]}
+            assert result["length"] == {"steps": 100, "epochs": None}
             run.say("finished already")
     assert state() == before
     with pytest.raises(RunError, match=r"vit\.depth: 2 -> 6"):
@@ -331,17 +336,31 @@ def test_validation_stands_once_whatever_the_restarts(make: Make, capsys: pytest
     assert capsys.readouterr().out == "step 5  top-1 10.00 %\nstep 5  top-1 30.00 %\n"
 
 
-def test_texts_and_images_reach_tensorboard(make: Make) -> None:
+def test_images_reach_tensorboard(make: Make) -> None:
     with Run.open(make(), alone(), "pretrain") as run:
-        run.text("early", "before resume_at", 0)  # nowhere to go yet
+        run.image("early", np.zeros((4, 6, 3), np.uint8), 0)  # before resume_at: nowhere to go yet
         run.resume_at(0, 100)
-        run.text("note", "**words**", 1)
         run.image("batch", np.zeros((4, 6, 3), np.uint8), 1)
     curves = shown(make())
-    assert sorted(curves) == ["batch", "config/text_summary", "note/text_summary"]
-    assert curves["note/text_summary"] == [(1, b"**words**")]
+    assert sorted(curves) == ["batch", "config/text_summary"]
     [(step, (width, height, _png))] = curves["batch"]
     assert (step, width, height) == (1, b"6", b"4")
+
+
+def test_a_number_that_is_not_finite_is_null_and_an_event(make: Make) -> None:
+    config = make()
+    with Run.open(config, alone(), "pretrain") as run:
+        run.resume_at(0, 100)
+        run.record(1, {"loss": math.nan, "grad_norm": math.inf, "lr": 0.1})
+        run.record(2, {"loss": -math.inf, "lr": 0.1})
+        run.record_validation(2, {"val_loss": math.nan})
+        run.finish({"step": 2, "val_loss": math.nan})
+    texts = [(config.run.folder / name).read_text() for name in ("metrics.jsonl", "events.jsonl", "result.json")]
+    assert not any(word in text for text in texts for word in (": NaN", "Infinity,", "Infinity}"))
+    assert [(row["loss"], row["lr"]) for row in logged(config)] == [(None, 0.1), (None, 0.1)]
+    found = [(row["step"], row["values"]) for row in events(config, "not finite")]
+    assert found == [(1, {"loss": "nan", "grad_norm": "inf"}), (2, {"loss": "-inf"}), (2, {"val_loss": "nan"})]
+    assert json.loads(texts[2])["val_loss"] is None
 
 
 # --- Ranks, logs, failures -------------------------------------------------------------------------------------------
