@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return train(prepared, world, run)
 
-    return run_rank("finetune", prepared.config, world, (), train_on)
+    return run_rank("finetune", prepared.config, world, prepared.config.optim.may_grow, train_on)
 
 
 if __name__ == "__main__":

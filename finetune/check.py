@@ -13,7 +13,8 @@ from data_pipeline.manifest import sha256_of
 from data_pipeline.samples import SampleSet
 from finetune.config import FinetuneConfig
 from launch.run import Run, library_versions
-from pretrain.workload import Workload, open_sets
+from pretrain import checkpoint_folder
+from pretrain.workload import Workload, judge_identity, open_sets
 from vit.config import HeadConfig, ViTConfig
 from vit.weights import TENSORS_FILE, Normalisation, WeightsHeader, read_header
 
@@ -86,6 +87,8 @@ def prepare(path: Path, overrides: Sequence[str], ranks: int) -> Prepared:
 def _prepare(config: FinetuneConfig, ranks: int) -> Prepared:
     with _naming("weights: "):
         upstream = read_header(config.weights)
+    if upstream.vit.channels != 3:
+        raise ValueError(f"weights = {config.weights}: are for {upstream.vit.channels} channels; images are fed as RGB")
     if upstream.normalisation != Normalisation():
         fed, wanted = Normalisation(), upstream.normalisation
         raise ValueError(
@@ -103,7 +106,7 @@ def _prepare(config: FinetuneConfig, ranks: int) -> Prepared:
             train = train.subset_per_class(per_class, config.run.seed)
     num_classes = config.head.num_classes or train.num_classes
     train.check_labels(num_classes)
-    work = Workload.lay_out(config.run, config.data, train, ranks, config.engine.micro_batch, config.optim.warmup_steps)
+    work = Workload.lay_out(config, train, ranks)
 
     sha256 = sha256_of(config.weights / TENSORS_FILE)
     if config.weights_sha256 not in (None, sha256):
@@ -111,11 +114,7 @@ def _prepare(config: FinetuneConfig, ranks: int) -> Prepared:
             f"weights_sha256 = {config.weights_sha256}: the weights in {config.weights} have {sha256}; "
             "point weights at the right folder, or take weights_sha256 out"
         )
-    if config.data.identity not in (None, train.identity):
-        raise ValueError(
-            f"data.identity = {config.data.identity}: data.train is another set ({train.identity}); "
-            "point data.train at the right one, or take data.identity out"
-        )
+    judge_identity(config.data, train)
     resolved = config.model_copy(
         update={
             "weights_sha256": sha256,
@@ -124,7 +123,8 @@ def _prepare(config: FinetuneConfig, ranks: int) -> Prepared:
             "data": config.data.model_copy(update={"identity": train.identity}),
         }
     )
-    Run.judge(resolved)
+    Run.judge(resolved, config.optim.may_grow)
+    checkpoint_folder.judge(config.run.folder / checkpoint_folder.CHECKPOINTS)
     return Prepared(resolved, vit, HeadConfig(kind="linear", num_classes=num_classes), upstream, train, val, work)
 
 

@@ -6,19 +6,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from configs.load import FREE, NUMERIC
 from data_pipeline.config import AugmentConfig, DataConfig
 from launch.run import RunConfig
-from pretrain.config import EvaluateConfig, ObjectiveConfig
+from pretrain.config import EvaluateConfig, ObjectiveConfig, Section
 from pretrain.optim import OptimConfig
-
-
-class Section(BaseModel):
-    """What every section of a config is: frozen, and closed to keys that nobody reads."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class LinearHeadConfig(Section):

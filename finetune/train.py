@@ -43,8 +43,7 @@ def train(prepared: Prepared, world: World, run: Run) -> dict[str, Any]:
         mixed_precision="bf16" if config.engine.precision == "bf16" else "no",
         gradient_accumulation_steps=work.accumulation,
     )
-    checkpoints = run.folder / "checkpoints"
-    saved = checkpoint.newest(checkpoints, world, partial(run.event, "checkpoint refused"))
+    saved = checkpoint.resume(run, world)
     start = saved.step if saved else 0
 
     # --- Data --------------------------------------------------------------------------------------------------------
@@ -83,10 +82,7 @@ def train(prepared: Prepared, world: World, run: Run) -> dict[str, Any]:
     def save(step: int) -> None:
         mine = checkpoint.even_parts(slices(), world)
         updates = step - sum(skipped < step for skipped in config.data.skip_steps)
-        checkpoint.write(checkpoints, step, mine, {"updates": updates, **prepared.facts}, world)
-        run.event("checkpoint written", step=step)
-        keep, keep_every_steps = config.run.keep_checkpoints, config.run.keep_every_steps
-        once(world, "removing old checkpoints", lambda: checkpoint.prune(checkpoints, keep, keep_every_steps))
+        checkpoint.save(run, step, mine, {"updates": updates, **prepared.facts}, world)
 
     def validate(step: int) -> dict[str, float]:
         if not prepared.val:

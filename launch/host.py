@@ -33,6 +33,13 @@ def num_gpus(env: Mapping[str, str] = os.environ) -> int:
     return min(present, visible)
 
 
+def compiler(for_gpu: bool) -> str | None:
+    """The compiler that torch.compile would call: Triton's for a GPU ($CC, gcc, clang), else Inductor's ($CXX, g++)."""
+    chosen, names = ("CC", ("gcc", "clang")) if for_gpu else ("CXX", ("g++",))
+    found = [shutil.which(name) for name in (os.environ.get(chosen), *names) if name]
+    return next((path for path in found if path), None)
+
+
 def path_with_scripts(env: Mapping[str, str] = os.environ) -> str:
     """PATH with this interpreter's own programs first (ninja, torchrun): nobody has to activate an environment."""
     return os.pathsep.join([sysconfig.get_path("scripts"), env.get("PATH", os.defpath)])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +10,11 @@ from typing import Any
 from configs.load import load
 from data_pipeline.mixing import warn_of_mixing
 from data_pipeline.samples import SampleSet
+from launch.host import compiler, num_gpus
 from launch.run import Run, library_versions
+from pretrain import checkpoint_folder
 from pretrain.config import PretrainConfig
-from pretrain.workload import Workload, open_sets
+from pretrain.workload import Workload, judge_identity, open_sets
 from vit.cost import num_params
 
 
@@ -29,9 +29,8 @@ class Prepared:
 
     @property
     def may_grow(self) -> tuple[str, ...]:
-        """Identity keys that may become larger when the run is continued: its length, where the schedule does not
-        depend on it."""
-        return ("run.steps", "run.epochs") if self.config.optim.schedule == "constant" else ()
+        """Identity keys that may become larger when the run is continued."""
+        return self.config.optim.may_grow
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -59,32 +58,40 @@ class Prepared:
 
 
 def prepare(path: Path, overrides: Sequence[str], ranks: int) -> Prepared:
-    """Read and judge the config, the manifests and the run folder; raises ValueError with what, where, the rule and the
-    remedy."""
+    """Read and judge the config, the manifests and the run folder.
+
+    Raises ValueError with what, where, the rule and the remedy.
+    """
     config = load(path, PretrainConfig, overrides)
     try:
-        _judge_compiler(config)
-        train, val = open_sets(config.data)
-        if config.data.identity not in (None, train.identity):
-            raise ValueError(
-                f"data.identity = {config.data.identity}: data.train is another set ({train.identity}); "
-                "point data.train at the right one, or take data.identity out"
-            )
-        num_classes = config.head.num_classes or train.num_classes
-        train.check_labels(num_classes)
-        head = config.head.model_copy(update={"num_classes": num_classes})
-        data = config.data.model_copy(update={"identity": train.identity})
-        work = Workload.lay_out(config.run, data, train, ranks, config.engine.micro_batch, config.optim.warmup_steps)
-        prepared = Prepared(config.model_copy(update={"head": head, "data": data}), train, val, work)
-        Run.judge(prepared.config, prepared.may_grow)
+        return _prepare(config, ranks)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _prepare(config: PretrainConfig, ranks: int) -> Prepared:
+    _judge_compiler(config)
+    train, val = open_sets(config.data)
+    judge_identity(config.data, train)
+    num_classes = config.head.num_classes or train.num_classes
+    train.check_labels(num_classes)
+    work = Workload.lay_out(config, train, ranks)
+    resolved = config.model_copy(
+        update={
+            "head": config.head.model_copy(update={"num_classes": num_classes}),
+            "data": config.data.model_copy(update={"identity": train.identity}),
+        }
+    )
+    prepared = Prepared(resolved, train, val, work)
+    Run.judge(resolved, prepared.may_grow)
+    checkpoint_folder.judge(config.run.folder / checkpoint_folder.CHECKPOINTS)
     return prepared
 
 
 def _judge_compiler(config: PretrainConfig) -> None:
-    if config.engine.compile is True and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+    for_gpu = num_gpus() > 0
+    if config.engine.compile is True and compiler(for_gpu) is None:
         raise ValueError(
-            "engine.compile = true: torch.compile needs a C++ compiler and there is none on PATH; "
-            "install g++, or set engine.compile=false"
+            "engine.compile = true: torch.compile needs a compiler and there is none on PATH; "
+            f"install {'gcc' if for_gpu else 'g++'}, or set engine.compile=false"
         )

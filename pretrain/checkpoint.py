@@ -1,24 +1,16 @@
 """Checkpoints: private, sharded, complete or absent; they resume this run, to the bit.
 
-    RUNS/NAME/checkpoints/
-        step-00000500/                 resumes at batch 500
-            rank-00000.safetensors     this rank's slices: "exp_avg/blocks.0.attn.qkv.weight@4096" -> values from
-            element 4,096 on rank-00001.safetensors manifest.json              format, facts (step, ranks, ZeRO stage,
-            versions, ...), size and sha256 of every file
-        step-00001000.tmp/             being written, or what a killed job left; never read
-
-A slice names the tensor it is cut from and where, so any set of ranks at any ZeRO stage can find what it needs in files
-that any other set has written. Nothing is pickled. The manifest is written last and the folder renamed after it, so a
-folder without `.tmp` is whole; a resume still hashes every byte before it trusts one, and takes the newest checkpoint
-that holds.
+A rank writes its slices: `exp_avg/blocks.0.attn.qkv.weight@4096` holds the values of that state from element 4,096 on.
+A slice names the tensor that it is cut from and where, so any set of ranks at any ZeRO stage finds what it needs in
+files that any other set has written. Nothing is pickled. The manifest is written last and the folder renamed after it,
+so a folder without `.tmp` is whole; a resume still hashes every byte before it trusts one, and takes the newest
+checkpoint that holds. `checkpoint_folder.py` draws the tree.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,15 +21,24 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from data_pipeline.manifest import sha256_of
 from launch.agreement import all_succeed, gather, once
+from launch.run import Run
 from launch.world import World
+from pretrain.checkpoint_folder import (
+    CHECKPOINTS,
+    FORMAT,
+    READER,
+    CheckpointError,
+    UnknownFormatError,
+    folder_name,
+    prune,
+    read_manifest,
+    remove_unfinished,
+    steps_on_disk,
+)
 
-FORMAT = 1
 MASTER = "master"  # kind: the fp32 weights. The other kinds are the optimizer's own words for its states
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used for what was asked of it."""
 
 
 @dataclass(frozen=True)
@@ -67,17 +68,6 @@ def even_parts(slices: Iterable[Slice], world: World) -> Iterator[Slice]:
         yield piece.cut(piece.stop * world.rank // world.size, piece.stop * (world.rank + 1) // world.size)
 
 
-def folder_name(step: int) -> str:
-    """The folder of the checkpoint that resumes at batch `step`."""
-    return f"step-{step:08d}"
-
-
-def steps_on_disk(root: Path) -> list[int]:
-    """Steps of the finished checkpoints under `root`, rising."""
-    names = (re.fullmatch(r"step-(\d{8,})", path.name) for path in root.iterdir()) if root.is_dir() else ()
-    return sorted(int(match[1]) for match in names if match)
-
-
 # --- Writing ---------------------------------------------------------------------------------------------------------
 
 
@@ -95,7 +85,12 @@ def write(root: Path, step: int, slices: Iterable[Slice], facts: Mapping[str, An
     )
 
     def close() -> None:
-        manifest = {"format": FORMAT, "facts": {"step": step, "ranks": world.size, **facts}, "files": dict(entries)}
+        manifest = {
+            "format": FORMAT,
+            "readable_by": READER,
+            "facts": {"step": step, "ranks": world.size, **facts},
+            "files": dict(entries),
+        }
         _write_durably(partial / "manifest.json", json.dumps(manifest, indent=1).encode())
         if final.exists():  # the same step, saved before and found damaged: only then is a step written twice
             shutil.rmtree(final)
@@ -122,7 +117,7 @@ def _write_slices(path: Path, slices: Iterable[Slice]) -> tuple[str, dict[str, A
     save_file(tensors, path)
     with path.open("rb") as file:
         os.fsync(file.fileno())
-    return path.name, {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    return path.name, {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _write_durably(path: Path, content: bytes) -> None:
@@ -141,25 +136,6 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def prune(root: Path, keep: int, keep_every_steps: int | None) -> list[int]:
-    """Remove finished checkpoints but the `keep` newest and those at multiples of `keep_every_steps`; returns the steps
-    removed."""
-    removed = [
-        step for step in steps_on_disk(root)[: -max(2, keep)] if not (keep_every_steps and step % keep_every_steps == 0)
-    ]
-    for step in removed:
-        folder = root / folder_name(step)
-        doomed = folder.with_name(folder.name + ".tmp")  # a half-removed checkpoint must not look finished
-        folder.rename(doomed)
-        shutil.rmtree(doomed)
-    return removed
-
-
 # --- Reading ---------------------------------------------------------------------------------------------------------
 
 
@@ -168,19 +144,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        path = folder / "manifest.json"
-        try:
-            content = json.loads(path.read_bytes())
-            form = content["format"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path}: not a readable checkpoint manifest ({error})") from None
-        if form != FORMAT:
-            raise CheckpointError(
-                f"{path}: format {form}, this version reads format {FORMAT}; "
-                "use the version of vit-at-scale that wrote it"
-            )
-        self.files: dict[str, dict[str, Any]] = content["files"]
-        self.facts: dict[str, Any] = content["facts"]
+        self.facts, self.files = read_manifest(folder)
 
     @property
     def step(self) -> int:
@@ -196,7 +160,7 @@ class Checkpoint:
                 return f"{name} is missing"
             if path.stat().st_size != wanted["bytes"]:
                 return f"{name} has {path.stat().st_size:,} bytes, its manifest says {wanted['bytes']:,}"
-            if _sha256(path) != wanted["sha256"]:
+            if sha256_of(path) != wanted["sha256"]:
                 return f"{name} does not have the sha256 of its manifest"
         return None
 
@@ -253,19 +217,53 @@ class _Pieces:
             )
 
 
-def newest(root: Path, world: World, on_refused: Callable[..., None]) -> Checkpoint | None:
-    """The newest checkpoint that verifies, the hashing shared by all ranks; `on_refused(step=, reason=)` hears of each
-    that does not."""
+def newest(root: Path, world: World, on_refused: Callable[[int, str], None]) -> Checkpoint | None:
+    """The newest checkpoint that holds, the hashing shared by all ranks; `on_refused` hears step and reason of others.
+
+    None when there is no checkpoint at all. Raises RuntimeError when there are some and none holds: to train from the
+    beginning then is the user's decision.
+    """
     steps: list[int] = gather(world, steps_on_disk(root) if world.rank == 0 else None)[0]
     for step in reversed(steps):
         reason: str | None = None
         try:
             checkpoint = Checkpoint(root / folder_name(step))
             reason = checkpoint.fault(list(checkpoint.files)[world.rank :: world.size])
+        except UnknownFormatError:
+            raise
         except CheckpointError as error:
             reason = str(error)
         reasons = [found for found in gather(world, reason) if found]
         if not reasons:
             return checkpoint
-        on_refused(step=step, reason=reasons[0])
+        on_refused(step, reasons[0])
+    if steps:
+        raise RuntimeError(f"{root}: none of {len(steps)} checkpoints holds; remove the folder to begin from step 0")
     return None
+
+
+# --- In a run --------------------------------------------------------------------------------------------------------
+
+
+def resume(run: Run, world: World) -> Checkpoint | None:
+    """The checkpoint that `run` goes on from, None to begin; says which were refused, and clears away half-written
+    ones."""
+    root = run.folder / CHECKPOINTS
+
+    def refused(step: int, reason: str) -> None:
+        run.event("checkpoint refused", step=step, reason=reason)
+        run.say(f"checkpoint of step {step} refused: {reason}")
+
+    saved = newest(root, world, refused)
+    once(world, "clearing away half-written checkpoints", lambda: remove_unfinished(root))
+    if saved:
+        run.say(f"resumed at step {saved.step}")
+    return saved
+
+
+def save(run: Run, step: int, slices: Iterable[Slice], facts: Mapping[str, Any], world: World) -> None:
+    """Write the checkpoint of `step` into `run`, note it, and remove the older ones that the config does not keep."""
+    root, config = run.folder / CHECKPOINTS, run.config.run
+    write(root, step, slices, facts, world)
+    run.event("checkpoint written", step=step)
+    once(world, "removing old checkpoints", lambda: prune(root, config.keep_checkpoints, config.keep_every_steps))

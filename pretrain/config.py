@@ -30,6 +30,12 @@ class ObjectiveConfig(Section):
     name: Literal["softmax", "sigmoid"] = "softmax"
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
 
+    @model_validator(mode="after")
+    def _smoothing_is_of_softmax(self) -> Self:
+        if self.name == "sigmoid" and self.label_smoothing:
+            raise ValueError(f"label_smoothing = {self.label_smoothing}: belongs to softmax; leave it out with sigmoid")
+        return self
+
 
 class EvaluateConfig(Section):
     """When the validation set is looked at, and in what portions; it is always looked at after the last step."""
@@ -67,8 +73,6 @@ class PretrainConfig(Section):
             raise ValueError(
                 f"optim.name = {self.optim.name}: pretraining is done with adamw; {self.optim.name} is for fine-tuning"
             )
-        if self.objective.name == "sigmoid" and self.objective.label_smoothing:
-            raise ValueError(
-                "objective.label_smoothing: belongs to the softmax loss; set it to 0 or objective.name to softmax"
-            )
+        if self.vit.channels != 3:
+            raise ValueError(f"vit.channels = {self.vit.channels}: images are fed as RGB; leave channels out")
         return self

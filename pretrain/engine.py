@@ -16,18 +16,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if Path("/dev/nvidiactl").exists() else "cpu")
+import torch
+
+# DeepSpeed decides at its import, by files and drivers; torch's answer is the one that `World.device` goes by.
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 import deepspeed
 import deepspeed.ops
-import torch
 from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 from torch import nn
 from torch.utils.checkpoint import checkpoint as recompute
 
+from launch.host import compiler
 from launch.world import World
 from pretrain.checkpoint import MASTER, Slice
 from pretrain.config import EngineConfig
@@ -44,6 +46,8 @@ def connect(world: World) -> None:
     if backend == "gloo":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:
+        # DeepSpeed takes LOCAL_RANK for the number of its GPU, but srun --gpus-per-task shows each rank one, number 0.
+        os.environ["LOCAL_RANK"] = world.device.removeprefix("cuda:")
         torch.cuda.set_device(world.device)
     deepspeed.init_distributed(dist_backend=backend, verbose=False, rank=world.rank, world_size=world.size)
 
@@ -66,7 +70,8 @@ class Engine:
 
         if config.activation_checkpointing == "full":
             model.run_block = lambda block, x_BND: recompute(block, x_BND, use_reentrant=False)
-        if config.compile is True or (config.compile == "auto" and on_gpu and config.zero_stage < 3):
+        can_compile = on_gpu and config.zero_stage < 3 and compiler(for_gpu=True) is not None
+        if config.compile is True or (config.compile == "auto" and can_compile):
             for block in model.blocks:
                 block.compile(dynamic=False)
 

@@ -10,6 +10,7 @@ import torch
 from data_pipeline.stream import Batch
 from launch.agreement import gather
 from launch.world import World
+from pretrain.objective import widened
 
 
 @torch.no_grad()
@@ -30,10 +31,11 @@ def evaluate(
         batch = batch.to(world.device)
         logits_BK = model(batch.pixels()).float()
         ranked_B5 = logits_BK.topk(min(5, logits_BK.shape[1]), dim=1).indices
-        hit_B5 = ranked_B5 == batch.labels[:, None] if batch.labels.ndim == 1 else batch.labels.gather(1, ranked_B5) > 0
+        labels = widened(batch.labels, logits_BK.shape[1])
+        hit_B5 = ranked_B5 == labels[:, None] if labels.ndim == 1 else labels.gather(1, ranked_B5) > 0
         images += batch.weights.sum().item()
         top1 += (hit_B5[:, 0] * batch.weights).sum().item()
         top5 += (hit_B5.any(dim=1) * batch.weights).sum().item()
-        loss_sum += (loss_per_image(logits_BK, batch.labels).double() * batch.weights).sum().item()
+        loss_sum += (loss_per_image(logits_BK, labels).double() * batch.weights).sum().item()
     totals = [math.fsum(column) for column in zip(*gather(world, [images, top1, top5, loss_sum]), strict=True)]
     return {"val_top1": totals[1] / totals[0], "val_top5": totals[2] / totals[0], "val_loss": totals[3] / totals[0]}

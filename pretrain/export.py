@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pretrain.check import Prepared
-from pretrain.checkpoint import Checkpoint, CheckpointError, folder_name, steps_on_disk
+from pretrain.checkpoint import Checkpoint
+from pretrain.checkpoint_folder import CHECKPOINTS, CheckpointError, folder_name, steps_on_disk
 from vit import weights
 from vit.cost import tensor_shapes
 
@@ -30,7 +31,7 @@ def export_weights(checkpoint: Checkpoint, prepared: Prepared, out: Path) -> Non
 def export_from_run(prepared: Prepared, step: int | None) -> Path:
     """Write RUN/weights-STEP from the checkpoint of `step`, by default the newest whole one; raises CheckpointError
     when there is none."""
-    root = prepared.config.run.folder / "checkpoints"
+    root = prepared.config.run.folder / CHECKPOINTS
     steps = steps_on_disk(root)
     if not steps:
         raise CheckpointError(f"{root}: holds no finished checkpoint; train first")

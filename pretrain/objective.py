@@ -22,11 +22,17 @@ def loss_per_image(objective: ObjectiveConfig, logits_BK: torch.Tensor, labels: 
     sigmoid_xent).
     """
     logits_BK = logits_BK.float()
+    labels = widened(labels, logits_BK.shape[1])
     if objective.name == "softmax":
         targets = labels if labels.ndim == 1 else labels.float() / labels.sum(dim=1, keepdim=True).clamp(min=1.0)
         return F.cross_entropy(logits_BK, targets, reduction="none", label_smoothing=objective.label_smoothing)
     hot_BK = F.one_hot(labels, logits_BK.shape[1]) if labels.ndim == 1 else labels
     return F.binary_cross_entropy_with_logits(logits_BK, hot_BK.float(), reduction="none").sum(dim=1)
+
+
+def widened(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Multi-hot labels as wide as a head that has more outputs than the set has classes; integer labels as they are."""
+    return labels if labels.ndim == 1 else F.pad(labels, (0, num_classes - labels.shape[1]))
 
 
 def classification(

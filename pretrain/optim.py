@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class OptimConfig(BaseModel):
@@ -29,10 +32,28 @@ class OptimConfig(BaseModel):
     end_lr: float = Field(0.0, ge=0.0)  # where the linear schedule ends; the paper's released runs ended at 1e-5
     weight_decay: float = Field(0.0, ge=0.0)
     decay: Literal["all", "matrices"] = "all"  # the paper's code decays every tensor; big_vision only the matrices
-    betas: tuple[float, float] = (0.9, 0.999)  # adamw
+    betas: tuple[Beta, Beta] = (0.9, 0.999)  # adamw
     eps: float = Field(1e-8, gt=0.0)  # adamw
     momentum: float = Field(0.9, ge=0.0, lt=1.0)  # sgd
     clip: float = Field(1.0, ge=0.0)  # global gradient norm; 0 is off
+
+    @model_validator(mode="after")
+    def _no_key_in_vain(self) -> Self:
+        defaults = type(self).model_fields
+        for key, chosen, by in (
+            ("end_lr", self.schedule, "linear"),
+            ("momentum", self.name, "sgd"),
+            ("betas", self.name, "adamw"),
+            ("eps", self.name, "adamw"),
+        ):
+            if chosen != by and getattr(self, key) != defaults[key].default:
+                raise ValueError(f"{key} = {getattr(self, key)}: belongs to {by}, not to {chosen}; leave {key} out")
+        return self
+
+    @property
+    def may_grow(self) -> tuple[str, ...]:
+        """Lengths of a run that may become larger when it is continued: where the schedule does not depend on them."""
+        return ("run.steps", "run.epochs") if self.schedule == "constant" else ()
 
 
 def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:

@@ -22,6 +22,7 @@ from launch.run import Run
 from launch.world import World
 from pretrain import checkpoint
 from pretrain.check import Prepared
+from pretrain.checkpoint_folder import CHECKPOINTS, folder_name
 from pretrain.engine import Engine, connect
 from pretrain.evaluate import evaluate
 from pretrain.export import export_weights
@@ -37,8 +38,7 @@ def train(prepared: Prepared, world: World, run: Run) -> dict[str, Any]:
 
     # --- Where this run lives ----------------------------------------------------------------------------------------
     connect(world)
-    checkpoints = run.folder / "checkpoints"
-    saved = checkpoint.newest(checkpoints, world, partial(run.event, "checkpoint refused"))
+    saved = checkpoint.resume(run, world)
     start = saved.step if saved else 0
 
     # --- Data --------------------------------------------------------------------------------------------------------
@@ -61,10 +61,7 @@ def train(prepared: Prepared, world: World, run: Run) -> dict[str, Any]:
 
     def save(step: int) -> None:
         mine = checkpoint.even_parts(engine.slices(), world) if config.engine.zero_stage == 0 else engine.slices()
-        checkpoint.write(checkpoints, step, mine, {"updates": engine.updates, **prepared.facts}, world)
-        run.event("checkpoint written", step=step)
-        keep, keep_every_steps = config.run.keep_checkpoints, config.run.keep_every_steps
-        once(world, "removing old checkpoints", lambda: checkpoint.prune(checkpoints, keep, keep_every_steps))
+        checkpoint.save(run, step, mine, {"updates": engine.updates, **prepared.facts}, world)
 
     def validate(step: int) -> dict[str, float]:
         if not prepared.val:
@@ -109,6 +106,6 @@ def train(prepared: Prepared, world: World, run: Run) -> dict[str, Any]:
     # --- What the run leaves -----------------------------------------------------------------------------------------
     batches.close()  # ends the loading workers
     accuracy = validate(steps)
-    last = checkpoint.Checkpoint(checkpoints / checkpoint.folder_name(steps))
+    last = checkpoint.Checkpoint(run.folder / CHECKPOINTS / folder_name(steps))
     once(world, "writing the weights", lambda: export_weights(last, prepared, run.folder / "weights"))
     return run.finish({"step": steps, "images_seen": meter.images_seen(steps), **accuracy})

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from data_pipeline.config import DataConfig, Folders
 from data_pipeline.plan import Plan, max_share
 from data_pipeline.samples import SampleSet, check_same_classes
 from launch.run import RunConfig
+from pretrain.config import EvaluateConfig
+from pretrain.optim import OptimConfig
 
 AUTO_MICRO_BATCH = (
     64  # rows: keeps two CPU cores busy, and ViT-H/14 fits with full checkpointing beside its states on an 80 GB GPU
@@ -18,14 +20,25 @@ AUTO_MICRO_BATCH = (
 
 
 def open_sets(data: DataConfig) -> tuple[SampleSet, SampleSet | None]:
-    """The training and the validation set, every shard there with its size; raises ValueError when they do not number
-    classes alike."""
+    """The training and the validation set, every shard there with its size.
+
+    Raises ValueError when they number classes differently.
+    """
     train = _open("data.train", data.train)
     if data.val is None:
         return train, None
     val = _open("data.val", data.val)
     check_same_classes(train, val)
     return train, val
+
+
+def judge_identity(data: DataConfig, train: SampleSet) -> None:
+    """Raise ValueError when the config names another training set than the one that is there."""
+    if data.identity not in (None, train.identity):
+        raise ValueError(
+            f"data.identity = {data.identity}: data.train is another set ({train.identity}); "
+            "point data.train at the right one, or take data.identity out"
+        )
 
 
 def _open(key: str, folders: Folders) -> SampleSet:
@@ -35,6 +48,28 @@ def _open(key: str, folders: Folders) -> SampleSet:
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
     return samples
+
+
+class TrainingConfig(Protocol):
+    """What a pretraining and a fine-tuning config have in common, as far as the work depends on it."""
+
+    @property
+    def run(self) -> RunConfig: ...
+    @property
+    def data(self) -> DataConfig: ...
+    @property
+    def optim(self) -> OptimConfig: ...
+    @property
+    def evaluate(self) -> EvaluateConfig: ...
+    @property
+    def engine(self) -> HasMicroBatch: ...
+
+
+class HasMicroBatch(Protocol):
+    """A section `engine`."""
+
+    @property
+    def micro_batch(self) -> int | Literal["auto"]: ...
 
 
 @dataclass(frozen=True)
@@ -48,31 +83,33 @@ class Workload:
     accumulation: int  # micro-batches a step
 
     @classmethod
-    def lay_out(
-        cls,
-        run: RunConfig,
-        data: DataConfig,
-        train: SampleSet,
-        ranks: int,
-        micro_batch: int | Literal["auto"],
-        warmup_steps: int,
-    ) -> Workload:
-        """Work out steps and shares; raises ValueError when the ranks are more than the images of a batch, or the
-        warm-up than the run."""
+    def lay_out(cls, config: TrainingConfig, train: SampleSet, ranks: int) -> Workload:
+        """Work out steps and shares; raises ValueError for what does not fit the set, the ranks or the run's length."""
+        run, data, evaluate = config.run, config.data, config.evaluate
         if data.batch < ranks:
             raise ValueError(
                 f"data.batch = {data.batch}: is less than the {ranks} ranks; raise data.batch or start fewer ranks"
             )
         steps = run.steps or math.ceil((run.epochs or 0) * train.num_samples / data.batch)
-        if warmup_steps > steps:
+        if config.optim.warmup_steps > steps:
             raise ValueError(
-                f"optim.warmup_steps = {warmup_steps:,}: is longer than the run of {steps:,} steps; shorten it"
+                f"optim.warmup_steps = {config.optim.warmup_steps}: is longer than the run of {steps} steps; shorten it"
+            )
+        if beyond := [step for step in data.skip_steps if step >= steps]:
+            raise ValueError(f"data.skip_steps: {beyond[0]} is not a step of the run, 0 to {steps - 1}; take it out")
+        if len(set(data.skip_steps)) < len(data.skip_steps):
+            raise ValueError(f"data.skip_steps = {list(data.skip_steps)}: names a step twice; name each once")
+        if evaluate.every_steps and data.val is None:
+            raise ValueError(
+                f"evaluate.every_steps = {evaluate.every_steps}: there is no data.val; name one, or leave this out"
             )
         plan = Plan(train.shard_samples, train.block_samples, seed=run.seed, batch=data.batch, lanes=data.lanes)
         share = max_share(data.batch, ranks)
-        if micro_batch == "auto":
+        asked = config.engine.micro_batch
+        if asked == "auto":
             accumulation = math.ceil(share / AUTO_MICRO_BATCH)
             return cls(plan, steps, ranks, math.ceil(share / accumulation), accumulation)
+        micro_batch = min(asked, share)  # more rows than a share has would be padding
         return cls(plan, steps, ranks, micro_batch, math.ceil(share / micro_batch))
 
     @property

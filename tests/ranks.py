@@ -229,6 +229,7 @@ def _rank(file: Path, env: Mapping[str, str], function: Callable[..., Any], args
         assert isinstance(stream, io.TextIOWrapper)
         stream.reconfigure(line_buffering=True)
     faulthandler.enable()
+    multiprocessing.set_start_method(None, force=True)  # a fork server's child would start its workers by another
     try:
         value = function(*args)
         outcome = Outcome(time.time(), value)

@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "pretrain": ["configs", "vit", "data_pipeline", "launch"],
     "finetune": ["configs", "vit", "data_pipeline", "launch"]
     # Of pretraining only what really is the same; never its loop or its engine.
-    + [f"pretrain.{tool}" for tool in ("checkpoint", "config", "evaluate", "meter", "objective", "optim", "workload")],
+    + [f"pretrain.{tool}" for tool in ("config", "workload", "optim", "objective", "meter", "evaluate")]
+    + ["pretrain.checkpoint", "pretrain.checkpoint_folder"],
 }
 
 ONE_FILE = {"deepspeed": "pretrain.engine", "accelerate": "finetune.train"}

@@ -12,14 +12,16 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import launch.run
+from launch.failures import WATCHED, Failure
 from configs.load import FREE, NUMERIC, load
-from launch.run import Run, RunConfig, RunError, write_whole
+from launch.run import Run, RunConfig, RunError, finished, write_whole
 from launch.world import World
 
 
 class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     depth: int = 2
+    classes: int | None = None  # filled in at a start
 
 
 class Engine(BaseModel):
@@ -138,7 +140,7 @@ def test_judge_writes_nothing(make: Make, tmp_path: Path) -> None:
 
 
 def test_another_identity_is_refused_with_all_differences(make: Make) -> None:
-    Run.open(make(), alone(), "pretrain").close()
+    train(make(), 0, 1)
     message = r"holds a run of another config \(run.steps: 100 -> 50; vit.depth: 2 -> 6\); name a new run.folder"
     with pytest.raises(RunError, match=message):
         Run.judge(make(depth=6, steps=50, zero_stage=3))
@@ -146,6 +148,29 @@ def test_another_identity_is_refused_with_all_differences(make: Make) -> None:
     with pytest.raises(RunError, match=message):
         Run.open(make(depth=6, steps=50), alone(), "pretrain")
     assert (make().run.folder / "config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize("left", ["metrics.jsonl", "checkpoints/step-00000005", "result.json"])
+def test_a_run_that_never_trained_may_become_another(make: Make, left: str) -> None:
+    Run.open(make(), alone(), "pretrain").close()
+    corrected = make(depth=6)
+    Run.open(corrected, alone(), "pretrain").close()
+    assert load(corrected.run.folder / "config.yaml", Config) == corrected
+    assert [(row["key"], row["old"], row["new"]) for row in events(corrected, "changed")] == [("vit.depth", 2, 6)]
+    trained = corrected.run.folder / left
+    trained.parent.mkdir(exist_ok=True)
+    trained.write_text('{"step": 1}\n')
+    with pytest.raises(RunError, match=r"vit\.depth: 6 -> 2"):
+        Run.judge(make())
+
+
+def test_another_commands_folder_is_named_as_that(make: Make) -> None:
+    class Finetuning(Config):
+        weights: Path
+
+    Run.open(make(), alone(), "pretrain").close()
+    with pytest.raises(RunError, match=r"runs/first: is a pretrain run; name a new run\.folder$"):
+        Run.judge(Finetuning(run=make().run, weights=Path("weights")))
 
 
 def test_free_changes_are_silent_and_numeric_ones_are_events(make: Make) -> None:
@@ -167,7 +192,7 @@ def test_other_library_versions_are_an_event(make: Make, monkeypatch: pytest.Mon
 
 
 def test_steps_may_grow_only_where_the_caller_says_so_and_never_shrink(make: Make) -> None:
-    Run.open(make(steps=100), alone(), "pretrain").close()
+    train(make(steps=100), 0, 1)
     with pytest.raises(RunError, match=r"run\.steps: 100 -> 200"):
         Run.judge(make(steps=200))
     with pytest.raises(RunError, match=r"run\.steps: 100 -> 50"):
@@ -213,8 +238,12 @@ def test_a_finished_run_is_left_untouched(make: Make) -> None:
             result = run.finished()
             assert result is not None
             assert 0.0 <= result.pop("seconds") < 60.0
-            assert result == {"step": 3, "loss": result["loss"], "val_top1": 0.5} | {"length": result["length"]}
-            assert result["length"] == {"steps": 100, "epochs": None}
+            assert result == {
+                "loss": 3.0,
+                "step": 3,
+                "val_top1": 0.5,
+                "length": {"steps": 100, "epochs": None},
+            }
             run.say("finished already")
     assert state() == before
     with pytest.raises(RunError, match=r"vit\.depth: 2 -> 6"):
@@ -231,6 +260,23 @@ def test_a_longer_run_is_not_finished_for_any_rank_at_any_moment(make: Make) -> 
     assert first.finish({"step": 200}) == before.finished()
     first.close()
     before.close()
+
+
+def test_a_finished_run_is_known_without_its_data(make: Make) -> None:
+    def with_classes(config: Config, classes: int | None) -> Config:
+        return config.model_copy(update={"vit": config.vit.model_copy(update={"classes": classes})})
+
+    assert finished(make(), ()) is None
+    train(with_classes(make(), 4), 0, 3)
+    assert finished(with_classes(make(), 4), ()) is None
+    train(with_classes(make(), 4), 3, 3, end=True)
+    result = finished(with_classes(make(), 4), ())
+    assert result is not None and result["step"] == 3
+    assert finished(make(), ["vit.classes"]) == result == finished(make(log_every_steps=3), ["vit.classes"])
+    assert finished(make(), ()) is None  # it would be another model
+    assert finished(with_classes(make(), 5), ["vit.classes"]) is None
+    assert finished(make(steps=200), ["vit.classes"]) is None
+    assert finished(make(depth=6), ["vit.classes"]) is None
 
 
 def test_an_unfinished_run_has_no_result(make: Make) -> None:
@@ -403,7 +449,44 @@ def test_a_failure_leaves_its_traceback_in_the_log(make: Make) -> None:
             explode(run)
         log = (make().run.folder / "logs" / f"rank-{rank:05}.log").read_text()
         assert "in explode" in log and "RuntimeError: the loss is a banana" in log
-    assert [row["error"] for row in events(make(), "failed")] == ["RuntimeError: the loss is a banana"]
+    assert [(row["rank"], row["reason"]) for row in events(make(), "failed")] == [(0, "the loss is a banana")]
+
+
+def failing(config: Config, rank: int, reason: str) -> None:
+    with pytest.raises(RuntimeError), Run.open(config, alone(rank, 2), "pretrain"):
+        raise RuntimeError(f"{reason}\nin many\nlines")
+
+
+def test_the_failed_event_tells_of_the_rank_that_failed_first(make: Make) -> None:
+    config = make()
+    first = Run.open(config, alone(0, 2), "pretrain")
+    failing(config, 1, "the disk is on fire")
+    with pytest.raises(RuntimeError), first:
+        raise RuntimeError("connection closed by peer")
+    assert [(row["rank"], row["reason"]) for row in events(config, "failed")] == [(1, "the disk is on fire")]
+    failing(config, 0, "another start, another reason")  # rank 1's note lies there still
+    assert events(config, "failed")[-1]["reason"] == "another start, another reason"
+    Run.open(config, alone(0, 2), "pretrain").close()
+    assert [path.name for path in (config.run.folder / "logs").glob("*.failed")] == ["rank-00001.failed"]
+
+
+def test_under_a_launcher_that_watches_the_event_is_left_to_it(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(WATCHED, "1")
+    config = make()
+    Run(config, alone()).failed(Failure(0.0, 1, "before there was a run"))
+    assert not config.run.folder.exists()
+    failing(config, 0, "connection closed by peer")
+    assert events(config, "failed") == []
+    with (config.run.folder / "events.jsonl").open("a") as file:
+        file.write('{"kind": "to')
+    Run(config, alone()).failed(Failure(0.0, 1, "killed by SIGKILL"))
+    assert [(row["rank"], row["reason"]) for row in events(config, "failed")] == [(1, "killed by SIGKILL")]
+
+
+def test_ctrl_c_is_no_failure(make: Make) -> None:
+    with pytest.raises(KeyboardInterrupt), Run.open(make(), alone(), "pretrain"):
+        raise KeyboardInterrupt
+    assert events(make(), "failed") == [] and len(events(make(), "interrupted")) == 1
 
 
 def test_leaving_by_an_exit_code_is_no_failure(make: Make) -> None:

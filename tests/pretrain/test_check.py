@@ -34,12 +34,22 @@ from tests.training import Recipe
         ({"optim__name": "sgd"}, r"optim.name = sgd: pretraining is done with adamw"),
         (
             {"objective": "{name: sigmoid, label_smoothing: 0.1}"},
-            r"objective.label_smoothing: belongs to the softmax loss",
+            r"label_smoothing = 0.1: belongs to softmax; leave it out with sigmoid",
         ),
         ({"data__identity": "abc"}, r"data.identity = abc: data.train is another set \([0-9a-f]{64}\)"),
         ({"run__steps": "null"}, r"exactly one of run.steps and run.epochs"),
         ({"engine__zero_stage": 4}, r"engine.zero_stage=4: must be 0, 1, 2 or 3"),
         ({"data__train": "$NOT_SET/train"}, r"NOT_SET"),
+        ({"optim__betas": "[0.9, 1.5]"}, r"optim.betas.*=.*: must be less than 1"),
+        ({"vit__channels": 1}, r"vit.channels = 1: images are fed as RGB; leave channels out"),
+        ({"optim__end_lr": 0.1}, r"end_lr = 0.1: belongs to linear, not to cosine; leave end_lr out"),
+        ({"optim__momentum": 0.5}, r"momentum = 0.5: belongs to sgd, not to adamw; leave momentum out"),
+        ({"data__skip_steps": "[3, 10]"}, r"data.skip_steps: 10 is not a step of the run, 0 to 9; take it out"),
+        ({"data__skip_steps": "[3, 3]"}, r"data.skip_steps = \[3, 3\]: names a step twice; name each once"),
+        (
+            {"data__val": "null", "evaluate__every_steps": 2},
+            r"evaluate.every_steps = 2: there is no data.val; name one",
+        ),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_2(pretraining: Recipe, overrides, message):
@@ -118,9 +128,9 @@ def test_checking_loads_neither_torch_nor_deepspeed(pretraining: Recipe):
 @pytest.mark.parametrize(("batch", "ranks"), [(4096, 64), (4096, 56), (4096, 48), (4096, 7), (24, 5), (2, 2)])
 @pytest.mark.parametrize("micro_batch", ["auto", 10])
 def test_every_share_fits_its_micro_batches(pretraining: Recipe, batch, ranks, micro_batch):
-    prepared = prepare(pretraining.path, [*pretraining.arguments[1:], f"data.batch={batch}"], ranks=1)
-    config = prepared.config
-    work = Workload.lay_out(config.run, config.data, prepared.train, ranks, micro_batch, 0)
+    arguments = [*pretraining.arguments[1:], f"data.batch={batch}", f"engine.micro_batch={micro_batch}"]
+    prepared = prepare(pretraining.path, arguments, ranks=1)
+    work = Workload.lay_out(prepared.config, prepared.train, ranks)
     shares = [len(work.plan.share(0, rank, ranks)) for rank in range(ranks)]
     assert sum(shares) == batch
     assert max(shares) <= work.rows < max(shares) + work.micro_batch

@@ -9,7 +9,8 @@ import torch
 
 from launch.world import World
 from pretrain import checkpoint
-from pretrain.checkpoint import MASTER, Checkpoint, CheckpointError, Slice, even_parts, prune, write
+from pretrain.checkpoint import MASTER, Checkpoint, Slice, even_parts, write
+from pretrain.checkpoint_folder import CheckpointError, folder_name, prune, steps_on_disk
 from tests.ranks import run_ranks
 
 ALONE = World(0, 1, 0, 1, "127.0.0.1", 29500)
@@ -159,14 +160,14 @@ def failing(root) -> None:
 
 def test_one_ranks_failure_is_everyones_and_leaves_no_checkpoint(tmp_path):
     run_ranks(2, failing, tmp_path)
-    assert checkpoint.steps_on_disk(tmp_path) == []
+    assert steps_on_disk(tmp_path) == []
 
 
 def test_pruning_keeps_the_newest_and_the_milestones(tmp_path):
     for step in range(1, 8):
-        (tmp_path / checkpoint.folder_name(step)).mkdir()
+        (tmp_path / folder_name(step)).mkdir()
     assert prune(tmp_path, keep=2, keep_every_steps=3) == [1, 2, 4, 5]
-    assert checkpoint.steps_on_disk(tmp_path) == [3, 6, 7]
+    assert steps_on_disk(tmp_path) == [3, 6, 7]
     assert prune(tmp_path, keep=2, keep_every_steps=None) == [3]
     assert prune(tmp_path, keep=2, keep_every_steps=None) == []
 
@@ -174,7 +175,9 @@ def test_pruning_keeps_the_newest_and_the_milestones(tmp_path):
 def test_an_unknown_format_names_who_reads_what(tmp_path):
     manifest = write(tmp_path, 1, whole(), {}, ALONE) / "manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 99}))
-    with pytest.raises(CheckpointError, match="format 99, this version reads format 1"):
+    with pytest.raises(
+        CheckpointError, match=r"format 99 is read by vit-at-scale >= 0\.1\.0; this version reads format 1"
+    ):
         Checkpoint(manifest.parent)
 
 

@@ -1,5 +1,7 @@
 """What DeepSpeed was told is what it does; masters are exact; slices name the states that it trains with."""
 
+import os
+
 import pytest
 import torch
 
@@ -146,3 +148,22 @@ def checkpointed_memory(mode: str) -> int:
 def test_full_checkpointing_keeps_less():
     [none], [full] = run_ranks(1, checkpointed_memory, "none"), run_ranks(1, checkpointed_memory, "full")
     assert full < 0.5 * none
+
+
+def test_deepspeed_is_given_the_gpu_that_the_rank_sees(monkeypatch):
+    """Under srun --gpus-per-task=1 local rank 3 sees one GPU, number 0; DeepSpeed would take number 3."""
+    import deepspeed
+
+    from pretrain import engine
+
+    told: dict[str, object] = {}
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(World, "device", "cuda:0")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: told.update(device=device))
+    monkeypatch.setattr(
+        deepspeed, "init_distributed", lambda **how: told.update(how, local_rank=os.environ["LOCAL_RANK"])
+    )
+    engine.connect(World(3, 8, 3, 8, "127.0.0.1", 29500))
+    assert told["device"] == "cuda:0"
+    assert told["local_rank"] == "0"
+    assert (told["dist_backend"], told["rank"], told["world_size"]) == ("nccl", 3, 8)

@@ -42,6 +42,6 @@ def test_nothing_to_export(pretraining: Recipe):
 
 
 def test_a_head_wider_than_the_set_leaves_the_classes_unnamed(pretraining: Recipe):
-    done = pretraining.but(head__num_classes=9, run__steps=1).run()
+    done = pretraining.but(head__num_classes=9, run__steps=2).run()
     header = weights.read_header(done.folder / "weights")
     assert (header.head.num_classes, header.classes) == (9, ())

@@ -1,13 +1,20 @@
 """Pretraining as a whole: one result whatever the ZeRO stage, ranks and micro-batches; to the bit after a kill."""
 
+import json
+import math
 import random
+import tarfile
 import time
+from typing import IO, cast
 
 import pytest
+from webdataset import TarWriter
 
+from data_pipeline.__main__ import main
 from data_pipeline.plan import Plan
 from data_pipeline.samples import SampleSet
 from tests import training
+from tests.ranks import run_command
 from tests.training import Done, Recipe, equal_to_the_bit, largest_difference
 
 WAYS: dict[str, tuple[int, dict[str, object]]] = {
@@ -119,3 +126,67 @@ def test_steps_that_are_passed_over_keep_their_number_and_their_batch(pretrainin
     assert [line["lr"] for line in trained] == [by_step[line["step"]]["lr"] for line in trained]
     assert done.result["images_seen"] == 8 * 24
     assert sorted(done.ledger()) == [1, 2, 4, 5, 7, 8, 9, 10]
+
+
+def test_a_resume_says_what_it_refused_and_where_it_goes_on(pretraining):
+    recipe = pretraining.but(run__checkpoint_every_steps=4)
+    done = recipe.run()
+    (done.folder / "result.json").unlink()
+    tensors = done.folder / "checkpoints/step-00000010/rank-00000.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-1])
+    (done.folder / "checkpoints/step-00000011.tmp").mkdir()
+    with recipe.start(ranks=1) as rank:
+        assert rank.wait() == [0]
+        said = rank.output(0)[0]
+    assert "checkpoint of step 10 refused: rank-00000.safetensors has" in said
+    assert "resumed at step 8" in said
+    assert [event["step"] for event in done.events if event["kind"] == "checkpoint refused"] == [10]
+    assert not (done.folder / "checkpoints/step-00000011.tmp").exists()
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again_by_itself(pretraining):
+    done = pretraining.run()
+    (done.folder / "result.json").unlink()
+    (done.folder / "checkpoints/step-00000010/rank-00000.safetensors").write_bytes(b"")
+    code, _, stderr = run_command("pretrain", pretraining.arguments)
+    assert code == 1
+    assert "none of 1 checkpoints holds; remove the folder to begin from step 0" in stderr
+    assert len(done.metrics) == 10
+
+
+def test_a_checkpoint_of_another_format_is_exit_2_and_stays(pretraining):
+    done = pretraining.run()
+    (done.folder / "result.json").unlink()
+    manifest = done.folder / "checkpoints/step-00000010/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 99'))
+    code, _, stderr = run_command("pretrain", pretraining.arguments)
+    assert code == 2
+    assert "format 99 is read by vit-at-scale >= 0.1.0; this version reads format 1" in stderr
+    assert '"format": 99' in manifest.read_text()
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_several_labels_an_image_and_a_head_wider_than_the_set(pretraining, digits, tmp_path, loss):
+    """The digits again, each with its own label and its parity's, as KEY.json."""
+    (tmp_path / "tars").mkdir()
+    for source in sorted((digits / "upstream/val").glob("*.tar")):
+        with tarfile.open(source) as old, TarWriter(str(tmp_path / "tars" / source.name)) as new:
+            members = {member.name: cast(IO[bytes], old.extractfile(member)).read() for member in old}
+            for name, content in members.items():
+                if name.endswith(".png"):
+                    label = int(members[name.replace(".png", ".cls")])
+                    labels = {"labels": [label, 6 + label % 2]}
+                    new.write({"__key__": name[:-4], "png": content, "json": json.dumps(labels).encode()})
+    tars = sorted(map(str, (tmp_path / "tars").glob("*.tar")))
+    assert main(["index", *tars, "--out", str(tmp_path / "set")]) == 0
+    many = pretraining.but(data__train=tmp_path / "set", data__val=tmp_path / "set", objective=f"{{name: {loss}}}")
+    done = many.but(head__num_classes=12, run__steps=4).run(ranks=2)
+    assert done.losses[-1] < done.losses[0]
+    expected_first = math.log(12) if loss == "softmax" else 12 * math.log(2)
+    assert done.losses[0] == pytest.approx(expected_first, rel=1e-5)
+    assert 0.0 <= done.result["val_top1"] <= done.result["val_top5"] <= 1.0
+
+
+def test_more_rows_than_a_share_has_are_no_padding(pretraining, plain):
+    other = pretraining.but(engine__micro_batch=4096).run(ranks=2)
+    assert other.losses == pytest.approx(plain.losses, rel=0, abs=1e-5)
