@@ -135,7 +135,7 @@ def stored_form(image_bytes: bytes, recode: Recode | None = None) -> tuple[str, 
     image, image_format = decode.load(image_bytes, decode.PACKED_FORMATS)
     file = io.BytesIO()
     if recode:
-        scale = min(1.0, recode.short_side_px / min(image.size))
+        scale = recode.short_side_px / min(image.size)
         if scale < 1:
             width_px, height_px = (max(1, round(side_px * scale)) for side_px in image.size)
             image = image.resize((width_px, height_px), Image.Resampling.BICUBIC)

@@ -113,6 +113,14 @@ def test_the_manifest_beside_shards_names_their_classes(tmp_path: Path) -> None:
     assert Shards(tmp_path).listing(["cat"]).labels.tolist() == [[0], [-1]]
 
 
+def test_classes_that_no_image_has_are_refused(tmp_path: Path) -> None:
+    tar = write_shard(tmp_path / "a.tar", {"1": {"png": png(), "cls": b"0"}})
+    index_shards([tar], tmp_path, classes=["ant", "bee"])
+    with pytest.raises(ValueError, match="no images of the classes bee; choose others with --classes"):
+        pack(Shards(tmp_path), tmp_path / "out", PackOptions(), classes=["bee"])
+    assert not (tmp_path / ".out.partial").exists()
+
+
 def test_shards_of_two_kinds_are_refused(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.tar", {"1": {"png": png(), "cls": b"0"}})
     write_shard(tmp_path / "b.tar", {"1": {"png": png(), "json": b'{"labels": [0]}'}})

@@ -66,9 +66,9 @@ def test_a_set_packed_in_parts_is_the_set_packed_at_once(
 
 
 def test_more_parts_than_shards(source: ClassFolders, tmp_path: Path) -> None:
-    options = PackOptions(max_rejects=0.1)
-    assert [pack_part(source, tmp_path / "out", options, Part(number, 3)) for number in (1, 2, 3)] == [97, 0, 0]
-    assert merge(tmp_path / "out", 0.1).sets[0].manifest.num_samples == 95
+    options = PackOptions(hold_out=0.3, max_rejects=0.1)
+    assert [pack_part(source, tmp_path / "out", options, Part(number, 3)) for number in (1, 2, 3)] == [69, 28, 0]
+    assert sum(packed.manifest.num_samples for packed in merge(tmp_path / "out", 0.1).sets) == 95
 
 
 def test_parts_that_are_missing_are_named(source: ClassFolders, tmp_path: Path) -> None:
