@@ -73,15 +73,20 @@ class Plan:
         lane = np.arange(self.lanes)
         self._lane_start = lane * shortest + np.minimum(lane, longer)
 
-        # What the last batch used: the next one uses nearly the same epochs and blocks.
+        # What the last share used: the next one uses nearly the same epochs and blocks.
         self._epochs: dict[int, _Epoch] = {}
         self._block_orders: dict[tuple[int, int], Ints] = {}
 
     def batch(self, step: int) -> Places:
         """The places of batch `step`, sorted by (lane, place); any step costs what step 0 costs."""
+        return self.share(step, 0, 1)
+
+    def share(self, step: int, rank: int, ranks: int) -> Places:
+        """The run of batch `step` that `rank` of `ranks` feeds; only the blocks in it are looked up."""
         place = step * self.batch_samples + np.arange(self.batch_samples)
         lane = place % self.num_samples % self.lanes
         order = np.lexsort((place, lane))
+        order = order[_cut(self.batch_samples, rank, ranks) : _cut(self.batch_samples, rank + 1, ranks)]
         place, lane = place[order], lane[order]
 
         epoch, in_epoch = np.divmod(place, self.num_samples)
@@ -94,10 +99,6 @@ class Plan:
             block[here], offset[here] = blocks[nth], position[here] - first[nth]
         row = self._block_row[block] + self._shuffled(epoch, block, offset)
         return Places(place, self._block_shard[block], row, lane)
-
-    def share(self, step: int, rank: int, ranks: int) -> Places:
-        """The run of batch `step` that `rank` of `ranks` feeds."""
-        return self.batch(step)[slice(_cut(self.batch_samples, rank, ranks), _cut(self.batch_samples, rank + 1, ranks))]
 
     def _epoch(self, epoch: int) -> _Epoch:
         blocks = permutation(len(self._block_size), self.seed, Purpose.BLOCKS, epoch)
@@ -112,7 +113,8 @@ class Plan:
         self._block_orders = {key: self._order(key) for key in keys}
         sizes = self._block_size[used % num_blocks]
         start = np.cumsum(sizes) - sizes
-        row: Ints = np.concatenate(list(self._block_orders.values()))[start[which] + offset]
+        orders = [np.empty(0, dtype=np.int64), *self._block_orders.values()]  # a share may have no places
+        row: Ints = np.concatenate(orders)[start[which] + offset]
         return row
 
     def _order(self, key: tuple[int, int]) -> Ints:
