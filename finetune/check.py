@@ -14,7 +14,7 @@ from data_pipeline.samples import SampleSet
 from finetune.config import FinetuneConfig
 from launch.run import Run, library_versions
 from pretrain import checkpoint_folder
-from pretrain.workload import Workload, judge_identity, open_sets
+from pretrain.workload import Workload, open_sets, resolved
 from vit.config import HeadConfig, ViTConfig
 from vit.weights import TENSORS_FILE, Normalisation, WeightsHeader, read_header
 
@@ -88,7 +88,11 @@ def _prepare(config: FinetuneConfig, ranks: int) -> Prepared:
     with _naming("weights: "):
         upstream = read_header(config.weights)
     if upstream.vit.channels != 3:
-        raise ValueError(f"weights = {config.weights}: are for {upstream.vit.channels} channels; images are fed as RGB")
+        channels = f"{upstream.vit.channels} channel{'s' if upstream.vit.channels > 1 else ''}"
+        raise ValueError(
+            f"weights = {config.weights}: are for images of {channels}; sets are fed as RGB: "
+            "name weights for 3 channels"
+        )
     if upstream.normalisation != Normalisation():
         fed, wanted = Normalisation(), upstream.normalisation
         raise ValueError(
@@ -114,18 +118,18 @@ def _prepare(config: FinetuneConfig, ranks: int) -> Prepared:
             f"weights_sha256 = {config.weights_sha256}: the weights in {config.weights} have {sha256}; "
             "point weights at the right folder, or take weights_sha256 out"
         )
-    judge_identity(config.data, train)
-    resolved = config.model_copy(
+    whole = config.model_copy(
         update={
+            "weights": config.weights.absolute(),
             "weights_sha256": sha256,
             "head": config.head.model_copy(update={"num_classes": num_classes}),
             "vit": config.vit.model_copy(update={"image_px": vit.image_px, "dropout": vit.dropout}),
-            "data": config.data.model_copy(update={"identity": train.identity}),
+            "data": resolved(config.data, train),
         }
     )
-    Run.judge(resolved, config.optim.may_grow)
+    Run.judge(whole, config.optim.may_grow)
     checkpoint_folder.judge(config.run.folder / checkpoint_folder.CHECKPOINTS)
-    return Prepared(resolved, vit, HeadConfig(kind="linear", num_classes=num_classes), upstream, train, val, work)
+    return Prepared(whole, vit, HeadConfig(kind="linear", num_classes=num_classes), upstream, train, val, work)
 
 
 @contextmanager

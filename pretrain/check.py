@@ -14,7 +14,7 @@ from launch.host import compiler, num_gpus
 from launch.run import Run, library_versions
 from pretrain import checkpoint_folder
 from pretrain.config import PretrainConfig
-from pretrain.workload import Workload, judge_identity, open_sets
+from pretrain.workload import Workload, open_sets, resolved
 from vit.cost import num_params
 
 
@@ -72,18 +72,18 @@ def prepare(path: Path, overrides: Sequence[str], ranks: int) -> Prepared:
 def _prepare(config: PretrainConfig, ranks: int) -> Prepared:
     _judge_compiler(config)
     train, val = open_sets(config.data)
-    judge_identity(config.data, train)
+    data = resolved(config.data, train)
     num_classes = config.head.num_classes or train.num_classes
     train.check_labels(num_classes)
     work = Workload.lay_out(config, train, ranks)
-    resolved = config.model_copy(
+    whole = config.model_copy(
         update={
             "head": config.head.model_copy(update={"num_classes": num_classes}),
-            "data": config.data.model_copy(update={"identity": train.identity}),
+            "data": data,
         }
     )
-    prepared = Prepared(resolved, train, val, work)
-    Run.judge(resolved, prepared.may_grow)
+    prepared = Prepared(whole, train, val, work)
+    Run.judge(whole, prepared.may_grow)
     checkpoint_folder.judge(config.run.folder / checkpoint_folder.CHECKPOINTS)
     return prepared
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Literal, Protocol, TypeVar
 
 from data_pipeline.config import DataConfig, Folders
 from data_pipeline.plan import Plan, max_share
@@ -14,9 +15,10 @@ from launch.run import RunConfig
 from pretrain.config import EvaluateConfig
 from pretrain.optim import OptimConfig
 
-AUTO_MICRO_BATCH = (
-    64  # rows: keeps two CPU cores busy, and ViT-H/14 fits with full checkpointing beside its states on an 80 GB GPU
-)
+D = TypeVar("D", bound=DataConfig)
+
+# Rows: keeps two CPU cores busy, and ViT-H/14 fits with full checkpointing beside its states on an 80 GB GPU.
+AUTO_MICRO_BATCH = 64
 
 
 def open_sets(data: DataConfig) -> tuple[SampleSet, SampleSet | None]:
@@ -32,13 +34,22 @@ def open_sets(data: DataConfig) -> tuple[SampleSet, SampleSet | None]:
     return train, val
 
 
-def judge_identity(data: DataConfig, train: SampleSet) -> None:
-    """Raise ValueError when the config names another training set than the one that is there."""
+def resolved(data: D, train: SampleSet) -> D:
+    """The section with the set's identity and with paths that hold from any folder.
+
+    Raises ValueError when it names another training set than the one that is there.
+    """
     if data.identity not in (None, train.identity):
         raise ValueError(
             f"data.identity = {data.identity}: data.train is another set ({train.identity}); "
             "point data.train at the right one, or take data.identity out"
         )
+    paths = {"train": _absolute(data.train), "val": _absolute(data.val) if data.val else None}
+    return data.model_copy(update={"identity": train.identity, **paths})
+
+
+def _absolute(folders: Folders) -> Folders:
+    return folders.absolute() if isinstance(folders, Path) else tuple(folder.absolute() for folder in folders)
 
 
 def _open(key: str, folders: Folders) -> SampleSet:

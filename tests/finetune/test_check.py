@@ -14,6 +14,9 @@ from data_pipeline.__main__ import main as data_pipeline
 from tests import training
 from tests.ranks import run_command
 from tests.training import Recipe
+from vit.config import HeadConfig, ViTConfig
+from vit.model import ViT
+from vit.weights import Normalisation, WeightsHeader, save
 
 
 def refusal(recipe: Recipe) -> str:
@@ -140,6 +143,20 @@ def test_weights_that_want_other_pixels(finetuning, weights):
     assert said == (
         f"weights = {weights}: want pixels of mean (0.485, 0.456, 0.406) and std (0.229, 0.224, 0.225); fine-tuning "
         "feeds pixels in [-1, 1], mean (0.5, 0.5, 0.5) and std (0.5, 0.5, 0.5): name weights that were trained on these"
+    )
+
+
+def test_weights_for_grey_images(finetuning, tmp_path):
+    vit = ViTConfig(width=24, depth=1, mlp_width=48, heads=3, patch_px=4, image_px=12, channels=1)
+    header = WeightsHeader(
+        vit=vit,
+        head=HeadConfig(kind="linear", num_classes=4),
+        normalisation=Normalisation(mean=(0.5,), std=(0.5,)),
+    )
+    save(tmp_path / "grey", ViT(vit, header.head).state_dict(), header)
+    said = refusal(finetuning.but(weights=tmp_path / "grey"))
+    assert said == (
+        f"weights = {tmp_path}/grey: are for images of 1 channel; sets are fed as RGB: name weights for 3 channels"
     )
 
 

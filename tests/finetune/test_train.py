@@ -234,6 +234,17 @@ def test_killed_after_the_last_step_it_only_writes_what_is_missing(plain, tmp_pa
     assert done.result["val_loss"] == plain["sgd"].result["val_loss"]
 
 
+def test_a_longer_run_goes_on_where_a_shorter_ended(finetuning, tmp_path):
+    """Only where the schedule does not depend on the length: with cosine it would be another run."""
+    constant = finetuning.but(optim__schedule="constant")
+    longer = constant.but(run__folder=tmp_path / "longer").run()
+    constant.but(run__steps=4).run()
+    grown = constant.run()
+    assert [line["step"] for line in grown.metrics] == list(range(1, 9))
+    assert grown.losses == longer.losses
+    assert equal_to_the_bit(grown.weights, longer.weights)
+
+
 def test_a_finished_run_is_left_alone(plain):
     folder = plain["sgd"].folder
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from configs.load import dump
 from data_pipeline.foreign import index_shards
 from pretrain.__main__ import main
 from pretrain.check import prepare
@@ -158,3 +159,13 @@ def test_a_run_may_grow_only_where_its_schedule_does_not_know_its_length(pretrai
     code, _, stderr = run_command("pretrain", cosine.but(run__steps=4).arguments)
     assert code == 2
     assert "run.steps: 2 -> 4" in stderr
+
+
+def test_the_resolved_config_holds_from_any_folder(pretraining: Recipe, digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(digits)
+    relative = pretraining.but(data__train="upstream/train", data__val="upstream/val")
+    prepared = prepare(relative.path, relative.arguments[1:], ranks=1)
+    again = tmp_path / "again.yaml"
+    again.write_text(dump(prepared.config))
+    monkeypatch.chdir("/")
+    assert prepare(again, [], ranks=1).config == prepared.config
