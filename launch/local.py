@@ -2,7 +2,7 @@
 
     check (one process) -> rank 0, its output on this terminal
                            rank 1 ..., output in RUN/logs/rank-00001.log ...
-                        -> the first rank that fails names the reason, the others are stopped
+                        -> the rank that failed first names the reason, the others are stopped
 
 No rank outlives the launcher, whatever ends it: Linux kills a rank when its parent dies.
 """
@@ -26,6 +26,7 @@ from typing import IO
 from pydantic import BaseModel, ConfigDict
 
 from configs.load import load
+from launch.failures import WATCHED, Failure, notes
 from launch.host import num_cores, num_gpus, path_with_scripts
 from launch.run import Run, RunConfig
 from launch.world import LOOPBACK, World, free_port
@@ -33,6 +34,7 @@ from launch.world import LOOPBACK, World, free_port
 DONE, FAILED, STOPPED = 0, 1, 75
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 POLL_S = 0.05
+COLLECT_S = 1.0  # from the first end of a rank to the verdict: others may have failed before it, and end later
 TAIL_BYTES = 1 << 16
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -65,7 +67,7 @@ def launch_local(command: Sequence[str], config: Path, overrides: Sequence[str],
     run = Run(load(config, _RunSection, overrides), worlds[0])
     if run.finished() is not None:  # one process prints the result and leaves the folder alone
         return subprocess.run(arguments, env=env, check=False).returncode
-    return run_ranks(arguments, worlds, env, run.folder / "logs")
+    return run_ranks(arguments, worlds, env | {WATCHED: "1"}, run.folder / "logs", on_failure=run.failed)
 
 
 def rank_environment(num_ranks: int) -> dict[str, str]:
@@ -92,11 +94,12 @@ def run_ranks(
     *,
     grace_s: float = 10.0,
     linger_s: float = 600.0,
+    on_failure: Callable[[Failure], object] = lambda first: None,
 ) -> int:
     """Start one process a world and stay until all have ended; the last line on standard error says what went wrong.
 
-    When a rank fails the others get SIGTERM, and after `grace_s` SIGKILL. Once a rank has ended well, the others have
-    `linger_s` to do so too. Signals that this process gets go to every rank; a second Ctrl-C stops waiting.
+    When a rank fails the others get SIGTERM, and after `grace_s` SIGKILL; `on_failure` is told who failed first. Once a
+    rank has ended well, the others have `linger_s` to do so too. Signals that this process gets go to every rank; a second Ctrl-C stops waiting.
     Returns 0, 75 (stopped with all saved), 2 or 1.
     """
     logs.mkdir(parents=True, exist_ok=True)
@@ -104,7 +107,7 @@ def run_ranks(
         ranks = [_Rank.start(arguments, world, env, logs / f"rank-{world.rank:05}.log") for world in worlds]
         try:
             ranks[0].mirror_errors()
-            return _watch(ranks, received, grace_s, linger_s)
+            return _watch(ranks, received, grace_s, linger_s, on_failure)
         finally:
             for rank in ranks:
                 rank.kill()
@@ -118,11 +121,14 @@ class _Rank:
     process: subprocess.Popen[bytes]
     log: Path
     log_start: int  # an earlier start may have left its own error in the log
+    started_at: float  # seconds since 1970
+    ended_at: float = 0.0  # when it was noticed
     mirror: Thread | None = None
 
     @classmethod
     def start(cls, arguments: Sequence[str], world: World, env: dict[str, str], log: Path) -> _Rank:
         with log.open("ab") as file:
+            started_at = time.time()
             process = subprocess.Popen(
                 arguments,
                 env=env | world.variables(),
@@ -132,7 +138,7 @@ class _Rank:
                 process_group=0,
                 preexec_fn=_dying_with(os.getpid()),
             )
-            return cls(world.rank, process, log, file.tell())
+            return cls(world.rank, process, log, file.tell(), started_at)
 
     def mirror_errors(self) -> None:
         """Copy what the rank writes to standard error to this process's and to the log."""
@@ -142,7 +148,10 @@ class _Rank:
 
     @property
     def code(self) -> int | None:
-        return self.process.poll()
+        code = self.process.poll()
+        if code is not None:
+            self.ended_at = self.ended_at or time.time()
+        return code
 
     def send(self, number: int) -> None:
         self.process.send_signal(number)  # does nothing once the rank has ended
@@ -155,15 +164,19 @@ class _Rank:
         if self.mirror is not None:
             self.mirror.join(timeout=1.0)
 
-    def failure(self) -> str:
-        """What went wrong, in the rank's own words where it had any."""
-        assert self.code is not None
-        said = reason(self._tail())
-        if self.code < 0:
-            name = signal.Signals(-self.code).name
-            hint = "; the host may be out of memory, `dmesg` tells" if name == "SIGKILL" else ""
-            said = f"killed by {name}{hint}"
-        return f"rank {self.number} failed: {said or f'exit code {self.code}'} (log: {self.log})"
+    def failure(self) -> Failure | None:
+        """What went wrong and when, in the rank's own words where it had any; None when nothing did."""
+        for note in notes(self.log.parent, self.started_at):
+            if note.rank == self.number:
+                return note
+        if self.code in (None, DONE, STOPPED):
+            return None
+        if self.code > 0:
+            return Failure(self.ended_at, self.number, reason(self._tail()) or f"exit code {self.code}")
+        name = signal.Signals(-self.code).name
+        hint = "; the host may be out of memory, `dmesg` tells" if name == "SIGKILL" else ""
+        # Killed from outside: before those who complained of it. Libraries abort by themselves when a peer is gone.
+        return Failure(self.ended_at if name == "SIGABRT" else 0.0, self.number, f"killed by {name}{hint}")
 
     def _tail(self) -> str:
         if self.mirror is not None:
@@ -173,7 +186,13 @@ class _Rank:
             return file.read().decode(errors="replace")
 
 
-def _watch(ranks: Sequence[_Rank], received: list[int], grace_s: float, linger_s: float) -> int:
+def _watch(
+    ranks: Sequence[_Rank],
+    received: list[int],
+    grace_s: float,
+    linger_s: float,
+    on_failure: Callable[[Failure], object],
+) -> int:
     num_forwarded = 0
     deadline = float("inf")
     while True:
@@ -182,23 +201,34 @@ def _watch(ranks: Sequence[_Rank], received: list[int], grace_s: float, linger_s
             for rank in ranks:
                 rank.send(number)
         running = [rank for rank in ranks if rank.code is None]
-        failed = next((rank for rank in ranks if rank.code not in (None, DONE, STOPPED)), None)
+        failed = any(rank.code not in (None, DONE, STOPPED) for rank in ranks)
         if failed or not running or received.count(signal.SIGINT) > 1 or time.monotonic() > deadline:
             break
         if len(running) < len(ranks):
             deadline = min(deadline, time.monotonic() + linger_s)
         time.sleep(POLL_S)
 
+    first = _first_failure(ranks) if failed and not received else None
     _stop(running, grace_s)
     if received and (failed or running):
         name = signal.Signals(received[0]).name
         return _fail(f"stopped by {name} before all was saved; the same command continues from the last checkpoint")
-    if failed:
-        return _fail(failed.failure(), code=2 if failed.code == 2 else FAILED)
+    if first:
+        on_failure(first)
+        rank = ranks[first.rank]
+        return _fail(f"rank {first.rank} failed: {first.reason} (log: {rank.log})", 2 if rank.code == 2 else FAILED)
     if running:
         late = running[0]
         return _fail(f"rank {late.number} did not end within {linger_s:g} s of the first rank (log: {late.log})")
     return STOPPED if any(rank.code == STOPPED for rank in ranks) else DONE
+
+
+def _first_failure(ranks: Sequence[_Rank]) -> Failure:
+    """Who failed first, after a moment in which the others may say that they had."""
+    deadline = time.monotonic() + COLLECT_S
+    while time.monotonic() < deadline and any(rank.code is None for rank in ranks):
+        time.sleep(POLL_S)
+    return min(failure for rank in ranks if (failure := rank.failure()))
 
 
 def _stop(running: Sequence[_Rank], grace_s: float) -> None:

@@ -5,7 +5,7 @@
       metrics.jsonl              one line a logged step, each step once, rising; null: not finite, see the events
       tensorboard/               the same, plus images and the config as text
       events.jsonl               started, changed, resumed, superseded, failed, finished, ... and what the loops add
-      logs/rank-00000.log ...    one a rank: what it said, and the traceback it ended with
+      logs/rank-00000.log ...    one a rank: what it said, and the traceback it ended with; .failed: when, in a line
       ledger/rank-00000.jsonl    with `run.ledger: full`, the keys of the images that each step consumed
       result.json                the end: its presence makes the run a finished one
 
@@ -20,6 +20,7 @@ import math
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -31,7 +32,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TextIO
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from configs.load import FREE, Difference, differences, dump, read
+from configs.load import FREE, Difference, differences, dump, is_of_kind, read
+from launch.failures import Failure, is_watched, leave_note, notes, reason_of, remove_note
 from launch.lines import JsonLines, as_json
 from launch.metrics import Metrics, metrics_after
 from launch.progress import Progress, in_words
@@ -84,7 +86,9 @@ class Run:
         self.config = config
         self.folder = config.run.folder
         self.world = world
+        self.log = self.folder / "logs" / f"rank-{world.rank:05}.log"
         self._leads = world.rank == 0
+        self._since = time.time()
         self._events = JsonLines(self.folder / "events.jsonl")
         self._ledger = JsonLines(self.folder / "ledger" / f"rank-{world.rank:05}.jsonl")
         self._log: TextIO | None = None
@@ -98,15 +102,19 @@ class Run:
         """Say whether `config` can start or continue its folder; writes nothing, needs no torch.
 
         Returns how it differs from the config that the folder was last run with. A key in `may_grow` (`run.steps`,
-        where the schedule does not depend on it) may become larger. Raises RunError.
+        where the schedule does not depend on it) may become larger; a run that has not trained yet may become any
+        other one. Raises RunError.
         """
         folder = config.run.folder
         _judge_place(folder)
         if not (folder / "config.yaml").exists():
             return []
-        changes = differences(read(folder / "config.yaml"), _model(config))
+        old = read(folder / "config.yaml")
+        if not is_of_kind(old, _model(config)):
+            raise RunError(f"run.folder = {folder}: is {_whose(folder)}; name a new run.folder")
+        changes = differences(old, _model(config))
         refused = [change for change in changes if change.kind == "identity" and not _grew(change, may_grow)]
-        if refused:
+        if refused and _has_trained(folder):
             raise RunError(
                 f"run.folder = {folder}: holds a run of another config ({'; '.join(map(str, refused))}); "
                 "name a new run.folder for this config, or take these changes back to continue"
@@ -115,9 +123,7 @@ class Run:
 
     def finished(self) -> dict[str, Any] | None:
         """The result, if the run reached the end that its config asks for (`run.steps` may have grown since)."""
-        path = self.folder / "result.json"
-        result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        return result if result.get("length") == self._length() else None
+        return _result(self.config.run)
 
     # --- A start -----------------------------------------------------------------------------------------------------
 
@@ -131,11 +137,11 @@ class Run:
         changes = cls.judge(config, may_grow) if run._leads else []
         if run.finished() is not None:
             return run
-        logs = run.folder / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
+        run.log.parent.mkdir(parents=True, exist_ok=True)
+        remove_note(run.log.parent, world.rank)
         if run._leads:
             run._begin(command, changes)
-        run._log = (logs / f"rank-{world.rank:05}.log").open("a", encoding="utf-8", buffering=1)
+        run._log = run.log.open("a", encoding="utf-8", buffering=1)
         return run
 
     def resume_at(self, step: int, steps: int) -> None:
@@ -210,7 +216,7 @@ class Run:
 
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """Write result.json, with the last loss and the seconds of all starts: the run is a finished one now."""
-        whole = {**result, "length": self._length()}
+        whole = {**result, "length": _length(self.config.run)}
         if self._leads:
             losses = [row["loss"] for row in JsonLines(self.folder / "metrics.jsonl").rows() if "loss" in row]
             whole = {"seconds": self._seconds(), "loss": losses[-1] if losses else None, **whole}
@@ -231,10 +237,21 @@ class Run:
     def __exit__(
         self, _type: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        if error is not None and not isinstance(error, SystemExit):
+        if isinstance(error, Exception):
             self._write_log("".join(traceback.format_exception(error)).rstrip())
-            self.event("failed", error="".join(traceback.format_exception_only(error)).strip())
+            leave_note(self.log.parent, Failure(time.time(), self.world.rank, reason_of(error)))
+            if not is_watched():
+                self.failed(notes(self.log.parent, self._since)[0])
+        elif isinstance(error, KeyboardInterrupt):
+            self.event("interrupted")
         self.close()
+
+    def failed(self, first: Failure) -> None:
+        """Write down which rank failed first and why, if there is a run to say it of."""
+        if (self.folder / "config.yaml").exists():
+            self._mend("events.jsonl")
+            self.event("failed", rank=first.rank, reason=first.reason)
+            self._events.close()
 
     # --- Rank 0's own ------------------------------------------------------------------------------------------------
 
@@ -295,12 +312,27 @@ class Run:
         total = sum((heard - times[place][1] for place, heard in zip(starts, last_heard, strict=True)), timedelta())
         return total.total_seconds()
 
-    def _length(self) -> dict[str, float | None]:
-        return {"steps": self.config.run.steps, "epochs": self.config.run.epochs}
-
     def _write_log(self, text: str) -> None:
         if self._log is not None:
             self._log.write(f"{datetime.now().isoformat(sep=' ', timespec='seconds')}  {text}\n")
+
+
+def finished(config: HasRun, filled_in: Collection[str]) -> dict[str, Any] | None:
+    """The result of the run that `config` asks for, if its folder has it; reads two files there and nothing else.
+
+    `filled_in` names the keys that a start fills in from data and weights: what is left open is not compared.
+    """
+    result, path = _result(config.run), config.run.folder / "config.yaml"
+    if result is None or not path.exists():
+        return None
+    changes = differences(read(path), _model(config))
+    others = [change for change in changes if not (change.new is None and change.key in filled_in)]
+    return None if any(change.kind == "identity" for change in others) else result
+
+
+def in_a_line(result: Mapping[str, Any]) -> str:
+    """A result for people: `step 400  images_seen 9600  val_top1 0.93`."""
+    return "  ".join(f"{name} {value}" for name, value in result.items() if not isinstance(value, dict))
 
 
 def library_versions() -> dict[str, str]:
@@ -322,6 +354,28 @@ def write_whole(path: Path, text: str) -> None:
 def _model(config: HasRun) -> BaseModel:
     assert isinstance(config, BaseModel)
     return config
+
+
+def _result(run: RunConfig) -> dict[str, Any] | None:
+    path = run.folder / "result.json"
+    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return result if result.get("length") == _length(run) else None
+
+
+def _length(run: RunConfig) -> dict[str, float | None]:
+    return {"steps": run.steps, "epochs": run.epochs}
+
+
+def _has_trained(folder: Path) -> bool:
+    """Whether a run has anything that another config would spoil: a result, a checkpoint, a logged step."""
+    logged = next(JsonLines(folder / "metrics.jsonl").rows(), None) is not None
+    return logged or (folder / "result.json").exists() or any((folder / "checkpoints").glob("step-*"))
+
+
+def _whose(folder: Path) -> str:
+    """Of which command the run in `folder` is."""
+    commands = [row["command"] for row in JsonLines(folder / "events.jsonl").rows() if row["kind"] == "started"]
+    return f"a {commands[-1]} run" if commands else "another command's run"
 
 
 def _cut(lines: JsonLines, step: int) -> None:

@@ -14,17 +14,30 @@ from textwrap import dedent
 import pytest
 
 import launch.local
+from launch.failures import Failure
 from launch.local import LaunchError, launch_local, rank_environment, reason, run_ranks
 from launch.world import World
 
 PYTHON = [sys.executable, "-S"]  # ranks are real processes, but start in milliseconds
 
 
+@pytest.fixture(autouse=True)
+def _short_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch.local, "COLLECT_S", 0.3)
+
+
 def worlds(num_ranks: int) -> list[World]:
     return [World(rank, num_ranks, rank, num_ranks, "127.0.0.1", 20_000) for rank in range(num_ranks)]
 
 
-def start(logs: Path, code: str, num_ranks: int = 2, grace_s: float = 5.0, linger_s: float = 60.0) -> int:
+def start(
+    logs: Path,
+    code: str,
+    num_ranks: int = 2,
+    grace_s: float = 5.0,
+    linger_s: float = 60.0,
+    on_failure: Callable[[Failure], object] = lambda first: None,
+) -> int:
     """Every rank runs `code`, which knows its `rank`."""
     prologue = "import json, os, signal, subprocess, sys, time\nrank = int(os.environ['RANK'])\n"
     return run_ranks(
@@ -34,6 +47,7 @@ def start(logs: Path, code: str, num_ranks: int = 2, grace_s: float = 5.0, linge
         logs,
         grace_s=grace_s,
         linger_s=linger_s,
+        on_failure=on_failure,
     )
 
 
@@ -127,6 +141,53 @@ def test_rank_0s_own_error_is_shown_as_it_comes_and_named_last(
     assert start(tmp_path, "if rank == 0: sys.exit('error: no such luck')\ntime.sleep(60)") == 1
     shown = capfd.readouterr().err.splitlines()
     assert shown == ["error: no such luck", f"error: rank 0 failed: no such luck (log: {tmp_path / 'rank-00000.log'})"]
+
+
+NOTE = f"""
+sys.path.insert(0, {str(Path.cwd())!r})
+from pathlib import Path
+from launch.failures import Failure, leave_note
+def note(logs, reason): leave_note(Path(logs), Failure(time.time(), rank, reason))
+"""
+
+
+def test_the_first_failure_in_time_is_the_cause(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code = f"""
+        if rank == 1:
+            note({str(tmp_path)!r}, "the disk is on fire")
+            time.sleep(60)  # it hangs on its way out
+        while not os.path.exists({str(tmp_path / "rank-00001.failed")!r}):
+            time.sleep(0.01)
+        note({str(tmp_path)!r}, "connection closed by peer")
+        sys.exit(1)
+    """
+    causes: list[Failure] = []
+    assert start(tmp_path, NOTE + dedent(code), on_failure=causes.append) == 1
+    shown = capfd.readouterr().err
+    assert shown == f"error: rank 1 failed: the disk is on fire (log: {tmp_path / 'rank-00001.log'})\n"
+    assert [(cause.rank, cause.reason) for cause in causes] == [(1, "the disk is on fire")]
+
+
+@pytest.mark.parametrize(("number", "cause"), [("SIGKILL", "rank 1 failed: killed by SIGKILL"), ("SIGABRT", "rank 0")])
+def test_a_killed_rank_comes_before_those_that_complain_unless_it_gave_up_itself(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], number: str, cause: str
+) -> None:
+    code = f"""
+        if rank == 1:
+            while not os.path.exists({str(tmp_path / "rank-00000.failed")!r}):
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.{number})
+        note({str(tmp_path)!r}, "connection closed by peer")
+        sys.exit(1)
+    """
+    assert start(tmp_path, NOTE + dedent(code)) == 1
+    assert cause in last_error(capfd)
+
+
+def test_an_earlier_starts_note_is_not_this_ones(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rank-00000.failed").write_text('{"time": 1.5, "rank": 0, "reason": "long ago"}')
+    assert start(tmp_path, "sys.exit(3 * rank)") == 1
+    assert "rank 1 failed: exit code 3 (log:" in last_error(capfd)
 
 
 def test_an_earlier_starts_error_is_not_this_ones(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -268,6 +329,9 @@ if "--check" in words:
     if "vit.depth=0" in words:
         print("error: vit.depth = 0: must be 1 or more", file=sys.stderr)
         sys.exit(2)
+elif "vit.depth=4" in words and os.environ["RANK"] == "1":
+    (folder / "run" / "config.yaml").write_text("run: {}")
+    sys.exit("error: no luck" if os.environ["RANKS_ARE_WATCHED"] else 0)
 """
 
 
@@ -299,6 +363,12 @@ def test_what_the_check_refuses_starts_no_rank(
     assert capfd.readouterr().err == "error: vit.depth = 0: must be 1 or more\n"
     assert launch_local(command, tmp_path / "recipe.yaml", ["vit.depth=-1"], 2) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_the_cause_of_a_failure_is_an_event_of_the_run(tmp_path: Path, command: list[str]) -> None:
+    assert launch_local(command, tmp_path / "recipe.yaml", ["vit.depth=4"], 2) == 1
+    (event,) = map(json.loads, (tmp_path / "run" / "events.jsonl").read_text().splitlines())
+    assert (event["kind"], event["rank"], event["reason"]) == ("failed", 1, "no luck")
 
 
 def test_a_finished_run_is_one_process_that_prints_its_result(tmp_path: Path, command: list[str]) -> None:

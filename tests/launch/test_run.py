@@ -12,8 +12,8 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import launch.run
-from launch.failures import WATCHED, Failure
 from configs.load import FREE, NUMERIC, load
+from launch.failures import WATCHED, Failure
 from launch.run import Run, RunConfig, RunError, finished, write_whole
 from launch.world import World
 
