@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     on_this_host.add_argument("--ranks", type=int_from_1, required=True, metavar="N", help="on GPUs: at most one a GPU")
     on_this_host.add_argument("module", choices=["pretrain", "finetune"])
     on_this_host.add_argument("config", type=Path, metavar="CONFIG.yaml")
-    on_this_host.add_argument("overrides", nargs="*", metavar="section.key=value")
+    on_this_host.add_argument("overrides", nargs="*", default=[], metavar="section.key=value")
 
     about = "say what on this machine would stop a run, and the cure"
     machine = commands.add_parser("doctor", help=about, description=about)

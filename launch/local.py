@@ -99,8 +99,8 @@ def run_ranks(
     """Start one process a world and stay until all have ended; the last line on standard error says what went wrong.
 
     When a rank fails the others get SIGTERM, and after `grace_s` SIGKILL; `on_failure` is told who failed first. Once a
-    rank has ended well, the others have `linger_s` to do so too. Signals that this process gets go to every rank; a second Ctrl-C stops waiting.
-    Returns 0, 75 (stopped with all saved), 2 or 1.
+    rank has ended well, the others have `linger_s` to do so too. Signals that this process gets go to every rank; a
+    second Ctrl-C stops waiting. Returns 0, 75 (stopped with all saved), 2 or 1.
     """
     logs.mkdir(parents=True, exist_ok=True)
     with _received_signals() as received:
