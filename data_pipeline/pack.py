@@ -158,6 +158,7 @@ def pack_part(source: Source, out: Path, options: PackOptions, part: Part, class
     begun = Unfinished.open(
         out, options.deciding(source, classes), part.of, lambda: _shuffled_sets(source, options, classes)
     )
+    begun.clear_part(part.number - 1)
     mine = [(set_number, task) for set_number, task in begun.tasks() if task.part == part.number - 1]
     num_images = sum(stop - first for first, stop in (task.listing.places(task.number) for _, task in mine))
     notes: list[list[Note]] = [[] for _ in begun.request.sets]

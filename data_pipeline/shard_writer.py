@@ -20,6 +20,7 @@ from data_pipeline.manifest import Shard
 from data_pipeline.scan import scan
 from data_pipeline.shuffled import Shuffled
 
+WRITING = ".writing."  # begins the name of a folder in which a part writes a shard
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 
 
@@ -76,7 +77,7 @@ def finish_shard(source: Source, recode: Recode | None, task: ShardTask) -> Note
     found = Note.load(task.note)
     if found and found.packing == task.packing and (found.shard is None or _lies_there(task.tar, found.shard)):
         return found
-    apart = Path(tempfile.mkdtemp(prefix=".writing.", dir=task.note.parent))
+    apart = Path(tempfile.mkdtemp(prefix=f"{WRITING}{task.part}.", dir=task.note.parent))
     try:
         note = _write(source, recode, task, apart / task.tar.name)
         if note.shard:

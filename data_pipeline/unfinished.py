@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from data_pipeline import manifest
 from data_pipeline.listing import Listing
-from data_pipeline.shard_writer import Note, ShardTask
+from data_pipeline.shard_writer import WRITING, Note, ShardTask
 from data_pipeline.shuffled import Places, Shuffled
 
 _REQUEST_FILE = "request.json"
@@ -101,7 +101,7 @@ class Unfinished:
             cls._begin(out, dict(options), parts, *make())
             found = cls.load(out)  # ours, or that of another part which was quicker
             assert found
-        found._check_same({**options, "part": f"I/{parts}"})
+        found._check({**options, "part": f"I/{parts}"})
         return found
 
     @classmethod
@@ -125,7 +125,7 @@ class Unfinished:
         finally:
             shutil.rmtree(apart, ignore_errors=True)
 
-    def _check_same(self, options: dict[str, Option]) -> None:
+    def _check(self, options: dict[str, Option]) -> None:
         begun = {**self.request.options, "part": f"I/{self.request.parts}"}
         for key, value in options.items():
             if begun.get(key) != value:
@@ -133,10 +133,15 @@ class Unfinished:
                     f"{self.folder}: an unfinished packing with {key} {begun.get(key)}, not {value}; "
                     f"finish it as it was begun, or remove that folder"
                 )
-
         for each in self.request.sets:
             if self._listing(each).sha256() != each.listing_sha256:
                 raise ValueError(f"{self.folder}: its listing of {each.split} is damaged; remove that folder")
+
+    def clear_part(self, part: int) -> None:
+        """Remove what a part was writing when it was stopped."""
+        for each in self.request.sets:
+            for begun in (self.folder / each.split / "notes").glob(f"{WRITING}{part}.*"):
+                shutil.rmtree(begun, ignore_errors=True)
 
     def _listing(self, each: SetPlan) -> Shuffled:
         return Shuffled(self.folder / each.split / "listing")

@@ -271,6 +271,15 @@ def test_what_a_kill_left_beside_a_whole_set_is_cleared_away(tmp_path: Path) -> 
     assert rest_beside(out) == []
 
 
+def test_what_a_part_was_writing_is_cleared_away_when_it_goes_on(source: ClassFolders, tmp_path: Path) -> None:
+    pack_part(source, tmp_path / "out", OPTIONS, Part(1, 2))
+    notes = unfinished.folder_of(tmp_path / "out") / "train/notes"
+    (notes / ".writing.0.abc").mkdir()
+    (notes / ".writing.1.abc").mkdir()  # another machine may be at it
+    pack_part(source, tmp_path / "out", OPTIONS, Part(1, 2))
+    assert [path.name for path in notes.glob(".*")] == [".writing.1.abc"]
+
+
 def test_too_many_rejects_in_parts_stop_the_merging_and_keep_the_parts(source: ClassFolders, tmp_path: Path) -> None:
     for number in (1, 2):
         pack_part(source, tmp_path / "out", PackOptions(shard_samples=30, max_rejects=0.03), Part(number, 2))
