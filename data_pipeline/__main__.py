@@ -1,4 +1,4 @@
-"""python -m data_pipeline pack | merge | index | inspect | verify | order"""
+"""python -m data_pipeline pack | merge | index | inspect | verify | order | simulate"""
 
 import argparse
 import dataclasses
@@ -21,6 +21,8 @@ from data_pipeline.order import order
 from data_pipeline.plan import Plan
 from data_pipeline.random import SEED_LIMIT
 from data_pipeline.samples import SampleError, SampleSet
+from data_pipeline.simulate import Job, simulate
+from data_pipeline.simulate import text as text_of_run
 from data_pipeline.sources import open_source
 from data_pipeline.verify import verify
 
@@ -135,6 +137,19 @@ def _parser() -> argparse.ArgumentParser:
     ordering.add_argument("--ranks", type=_positive, default=1, metavar="R", help="(%(default)s)")
     ordering.add_argument("--micro-batch", type=_positive, metavar="M", help="a line for every M samples of a rank")
     ordering.add_argument("--json", action="store_true", help="accepted for symmetry: the order is always JSON lines")
+
+    simulating = commands.add_parser("simulate", help="coverage, shards, bytes and memory of a run, on paper")
+    simulating.set_defaults(command=_simulate)
+    for name, letter in (("samples", "N"), ("shards", "M"), ("ranks", "R"), ("batch", "B"), ("steps", "T")):
+        simulating.add_argument(f"--{name}", type=_positive, required=True, metavar=letter)
+    simulating.add_argument("--workers", type=int, default=2, metavar="W", help="of a rank (%(default)s)")
+    simulating.add_argument("--lanes", type=_positive, default=Job.lanes, metavar="L", help="(%(default)s)")
+    simulating.add_argument("--image-bytes", type=_positive, default=Job.image_bytes, metavar="K", help="(%(default)s)")
+    simulating.add_argument("--step-seconds", type=float, default=Job.step_seconds, metavar="S", help="(%(default)s)")
+    simulating.add_argument(
+        "--ranks-per-node", type=_positive, default=Job.ranks_per_node, metavar="G", help="(%(default)s)"
+    )
+    simulating.add_argument("--json", action="store_true")
     return parser
 
 
@@ -234,6 +249,13 @@ def _order(options: argparse.Namespace) -> int:
     first, stop = options.steps
     for line in order(samples, plan, first, stop, options.ranks, options.micro_batch):
         print(json.dumps(line))
+    return 0
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    job = Job(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Job)})
+    found = simulate(job)
+    print(json.dumps(dataclasses.asdict(job) | dataclasses.asdict(found)) if options.json else text_of_run(job, found))
     return 0
 
 

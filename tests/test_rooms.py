@@ -32,7 +32,7 @@ ONE_FILE = {"deepspeed": "pretrain.engine", "accelerate": "finetune.train"}
 
 COMMANDS = {
     "vit": ["", "info"],
-    "data_pipeline": ["", "pack", "index", "inspect", "verify", "order"],
+    "data_pipeline": ["", "pack", "index", "inspect", "verify", "order", "simulate"],
     "launch": ["", "local", "doctor"],
     "pretrain": [""],
     "finetune": [""],

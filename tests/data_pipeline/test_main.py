@@ -147,6 +147,22 @@ def test_verify_lists_what_is_wrong(run: Run, broken_set: Path) -> None:
     assert [problem["key"] for problem in json.loads(shown)["problems"]] == ["3"]
 
 
+RUN = ("--samples", "10", "--shards", "3", "--ranks", "2", "--batch", "4", "--steps", "6", "--step-seconds", "0.5")
+
+
+def test_simulate_says_in_numbers_what_it_says_in_words(run: Run) -> None:
+    code, shown, _ = run("simulate", *RUN)
+    assert code == 0
+    assert shown.startswith(
+        "6 steps of 4: 2.40 epochs of 10 samples in 3 shards; looked at 6 of 6 batches, 2 of 2 rank"
+    )
+    assert "each sample 2 to 3 times (counted); 0 repeats inside an epoch" in shown
+    assert "0.4 MB/s a rank, 0.9 MB/s a node of 2, at 0.5 s a step and 110,000 bytes an image" in shown
+    code, shown, _ = run("simulate", *RUN, "--json")
+    found = json.loads(shown)
+    assert (code, found["steps"], found["seen_least"], found["rank_images_most"]) == (0, 6, 2, 2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -176,6 +192,11 @@ def test_verify_lists_what_is_wrong(run: Run, broken_set: Path) -> None:
         (("order", "x", "--batch", "0", "--lanes", "1", "--seed", "0", "--steps", "0:1"), "not a whole number above 0"),
         (("order", "x", "--batch", "1", "--lanes", "1", "--seed", "-1", "--steps", "0:1"), "from 0 to 2^64 - 1"),
         (("order", "x", "--batch", "1", "--lanes", "1", "--seed", "0", "--steps", "3:3"), "'3:3' is not A:B"),
+        (("simulate", *RUN, "--shards", "11"), "--shards 11: more than the 10 samples; a shard has at least one"),
+        (("simulate", *RUN, "--ranks", "5"), "--ranks 5: more than the 4 samples of a batch; raise --batch"),
+        (("simulate", *RUN, "--workers", "-1"), "--workers -1: 0 (in the loop itself) or more processes"),
+        (("simulate", *RUN, "--step-seconds", "0"), "--step-seconds 0.0: a time above 0, in seconds"),
+        (("simulate", *RUN, "--steps", "0"), "'0' is not a whole number above 0"),
         (("ordr",), "invalid choice: 'ordr'"),
         ((), "the following arguments are required: COMMAND"),
     ],
