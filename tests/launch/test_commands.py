@@ -1,4 +1,4 @@
-"""`python -m pretrain` and `python -m finetune` from outside: what is refused, what is interrupted, what is finished."""
+"""`python -m pretrain` and `python -m finetune` from outside: what is refused, interrupted, finished."""
 
 import signal
 import time
