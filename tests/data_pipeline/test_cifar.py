@@ -3,6 +3,7 @@ import io
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,16 +23,30 @@ def write(folder: Path, name: str, content: bytes) -> str:
     return hashlib.md5(content).hexdigest()
 
 
+def pickled(tree: dict[str, object]) -> bytes:
+    """As the Python 2 of 2009 wrote it: every text is a string of bytes, and numpy has its old names."""
+    file = io.BytesIO()
+    pickler: Any = pickle._Pickler(file, protocol=2)
+
+    def save_string(pickler: Any, text: str | bytes) -> None:
+        content = text if isinstance(text, bytes) else text.encode()
+        pickler.write(pickle.BINSTRING + len(content).to_bytes(4, "little") + content)
+        pickler.memoize(text)
+
+    pickler.dispatch = {**pickler.dispatch, bytes: save_string, str: save_string}
+    pickler.dump(tree)
+    return file.getvalue().replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
+
+
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A CIFAR-100 of three images, pickled as the official one is, whose MD5s stand in for the official ones."""
     folder = tmp_path / CIFAR100
     pixels = np.random.default_rng(0).integers(0, 256, (3, 3072), dtype=np.uint8)
     md5s = {
-        name: write(folder, name, pickle.dumps({"data": pixels, "fine_labels": [1, 0, 1]}, protocol=4))
-        for name in ("train", "test")
+        name: write(folder, name, pickled({"data": pixels, "fine_labels": [1, 0, 1]})) for name in ("train", "test")
     }
-    meta = write(folder, "meta", pickle.dumps({"fine_label_names": ["train", "apple"]}, protocol=2))
+    meta = write(folder, "meta", pickled({"fine_label_names": ["train", "apple"]}))
     official = cifar.DISTRIBUTIONS[CIFAR100]
     files = {name: {name: md5} for name, md5 in md5s.items()}
     monkeypatch.setitem(cifar.DISTRIBUTIONS, CIFAR100, official._replace(files=files, meta=("meta", meta)))
