@@ -218,13 +218,23 @@ def _summary(folder: Path, packed: manifest.Manifest) -> str:
 
 def _inspect(options: argparse.Namespace) -> int:
     report = inspect(options.dir)
-    sheet = options.contact_sheet or options.dir / CONTACT_SHEET
-    contact_sheet(SampleSet.open(options.dir), f"{options.dir}: {report.samples} images").save(sheet, "PNG")
+    if not options.json:
+        print(text(report), flush=True)
+    sheet: Path = options.contact_sheet or options.dir / CONTACT_SHEET
+    shown: str | None = str(sheet)
+    picture = contact_sheet(SampleSet.open(options.dir), f"{options.dir}: {report.samples} images")
+    try:
+        picture.save(sheet, "PNG")
+    except OSError as error:
+        if options.contact_sheet:
+            raise
+        place = f"{sheet}: {error.strerror}; name another place by --contact-sheet PNG"
+        print(f"no contact sheet: {place}", file=sys.stderr)
+        shown = None
     if options.json:
-        print(json.dumps({**dataclasses.asdict(report), "contact_sheet": str(sheet)}))
-    else:
-        print(text(report))
-        print(f"  contact sheet: {sheet}")
+        print(json.dumps({**dataclasses.asdict(report), "contact_sheet": shown}))
+    elif shown:
+        print(f"  contact sheet: {shown}")
     return 0
 
 

@@ -9,6 +9,7 @@ same bytes, whatever the number of workers and parts, and however often packing 
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -199,10 +200,20 @@ def _check_rejects(each: SetPlan, notes: list[Note], max_rejects: float) -> None
     rejects = [reject for note in notes for reject in note.rejects]
     if len(rejects) > int(max_rejects * each.num_images):
         first = "; ".join(f"{source}: {reason}" for source, _, reason in rejects[:3])
+        remedy = f"; remove them, or pass --max-rejects {share_for(len(rejects), each.num_images)}"
         raise PackError(
             f"{len(rejects)} unreadable images, more than --max-rejects {max_rejects} of {each.num_images} allows. "
-            f"The first: {first}"
+            f"The first: {first}{remedy if len(rejects) < each.num_images else ''}"
         )
+
+
+def share_for(rejects: int, images: int) -> float:
+    """The least --max-rejects, in about two digits, that lets `rejects` of `images` pass."""
+    unit: int = 10 ** max(2, 1 + math.ceil(-math.log10(rejects / images)))
+    parts = rejects * unit // images
+    while int(parts / unit * images) < rejects:
+        parts += 1
+    return parts / unit
 
 
 def _close_set(begun: Unfinished, each: SetPlan, notes: list[Note]) -> Packed:

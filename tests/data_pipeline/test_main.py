@@ -115,6 +115,8 @@ def test_pack_reports_what_it_left_out(run: Run, tmp_path: Path) -> None:
     code, shown, err = run("pack", tmp_path / "source", tmp_path / "out2")
     assert (code, shown) == (1, "")
     assert err.splitlines()[-1].startswith("error: 1 unreadable images, more than --max-rejects 0.01 of 4 allows")
+    assert "; remove them, or pass --max-rejects 0.25; nothing was kept" in err
+    assert run("pack", tmp_path / "source", tmp_path / "out2", "--max-rejects", 0.25)[0] == 0
 
 
 def test_pack_takes_a_split_of_the_source(run: Run, tmp_path: Path) -> None:
@@ -207,6 +209,23 @@ def test_what_is_wrong_is_refused_in_one_line_before_any_work(
     monkeypatch.chdir(tmp_path)
     refused(run(*arguments), message)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_set_that_may_not_be_written_is_inspected_all_the_same(
+    run: Run, coded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(self: Image.Image, path: Path, *how: str) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    code, shown, err = run("inspect", coded)
+    assert code == 0 and shown.startswith(f"{coded}: 97 images")
+    sheet = coded / "contact_sheet.png"
+    assert err == f"no contact sheet: {sheet}: Permission denied; name another place by --contact-sheet PNG\n"
+    code, shown, err = run("inspect", coded, "--json")
+    assert code == 0 and json.loads(shown)["contact_sheet"] is None
+    code, shown, _ = run("inspect", coded, "--contact-sheet", "/nosuch/sheet.png")
+    assert code == 1 and shown.startswith(f"{coded}: 97 images")
 
 
 def test_a_failure_of_the_system_is_one_line(run: Run, coded: Path) -> None:
