@@ -1,7 +1,7 @@
 """A training run on paper: what the plan does with a set of any size, without an image.
 
 The real `Plan` is asked, over shards of equal size that exist only as counts. At most SAMPLED_STEPS steps and
-SAMPLED_RANKS ranks are looked at, spread evenly; of a small run every batch.
+SAMPLED_RANKS ranks are looked at, spread evenly, and for repeats about SAMPLED_LANES lanes; of a small run every batch.
 """
 
 import time
@@ -19,7 +19,7 @@ from data_pipeline.samples import MAX_OPEN_SHARDS
 SAMPLED_STEPS = 8
 SAMPLED_RANKS = 8
 ENUMERATED_STEPS, ENUMERATED_PLACES = 2**10, 2**21
-LANES_AT_ONCE = 2**12  # their blocks fit in a few MB
+SAMPLED_LANES = 2**10
 
 Ints = npt.NDArray[np.int64]
 
@@ -59,7 +59,8 @@ class Simulation:
     ranks_looked_at: int  # of job.ranks
     seen_least: int  # times that a sample is seen in the run: by the rarest ...
     seen_most: int  # ... and by the most frequent one
-    repeats_in_an_epoch: int  # found in the batches looked at
+    places_looked_at: int  # for repeats
+    repeats_in_an_epoch: int  # found among them
     rank_images_most: int  # a step
     rank_shards_most: int  # that a rank reads in one step
     rank_open_files_limit: int  # a tar and an index a shard, in every worker
@@ -88,13 +89,14 @@ def simulate(job: Job) -> Simulation:
         plan_bytes = max(plan_bytes, _plan_bytes(job, step, rank))
     images = max_share(job.batch, job.ranks)
     rank_bytes_per_s = images * job.image_bytes / job.step_seconds
-    least, most, repeats = _seen(job, steps)
+    least, most, looked_at, repeats = _seen(job, steps)
     return Simulation(
         epochs=job.steps * job.batch / job.samples,
         batches_looked_at=len(steps),
         ranks_looked_at=len(ranks),
         seen_least=least,
         seen_most=most,
+        places_looked_at=looked_at,
         repeats_in_an_epoch=repeats,
         rank_images_most=images,
         rank_shards_most=shards_most,
@@ -116,7 +118,7 @@ def text(job: Job, found: Simulation) -> str:
             f"{job.steps:,} steps of {job.batch:,}: {found.epochs:.2f} epochs of {job.samples:,} samples in "
             f"{job.shards:,} shards; looked at {looked}, {found.ranks_looked_at:,} of {job.ranks:,} ranks",
             f"  coverage  each sample {found.seen_least} to {found.seen_most} times ({counted}); "
-            f"{found.repeats_in_an_epoch} repeats inside an epoch in the batches looked at",
+            f"{found.repeats_in_an_epoch} repeats inside an epoch in {found.places_looked_at:,} places",
             f"  a rank    {found.rank_images_most:,} images a step from {found.rank_shards_most:,} shards; at most "
             f"{found.rank_open_files_limit:,} open files in {max(job.workers, 1)} processes",
             f"  reading   {found.rank_bytes_per_s / 1e6:,.1f} MB/s a rank, {found.node_bytes_per_s / 1e6:,.1f} MB/s a "
@@ -146,11 +148,13 @@ def _plan_bytes(job: Job, step: int, rank: int) -> int:
         tracemalloc.stop()
 
 
-def _seen(job: Job, steps: Sequence[int]) -> tuple[int, int, int]:
-    """The fewest and the most times that a sample is seen, and the repeats inside an epoch among `steps`."""
+def _seen(job: Job, steps: Sequence[int]) -> tuple[int, int, int, int]:
+    """The fewest and the most times that a sample is seen; the places looked at in `steps`, and their repeats inside an
+    epoch."""
     plan = _plan(job)
-    parts = -(-min(job.lanes, job.batch) // LANES_AT_ONCE)
-    shares = [plan.share(step, part, parts) for step in steps for part in range(parts)]
+    # The first part of a batch is always that of the same lanes, so that steps can be held against each other.
+    parts = 1 if len(steps) == job.steps else -(-min(job.lanes, job.batch) // SAMPLED_LANES)
+    shares = [plan.share(step, 0, parts) for step in steps]
     sizes = _shard_samples(job)
     first = np.cumsum(sizes) - sizes
     sample = np.concatenate([first[share.shard] + share.row for share in shares])
@@ -158,9 +162,9 @@ def _seen(job: Job, steps: Sequence[int]) -> tuple[int, int, int]:
     repeats = len(sample) - len(np.unique(epoch * job.samples + sample))
     if len(steps) == job.steps:
         times = np.bincount(sample, minlength=job.samples)
-        return int(times.min()), int(times.max()), repeats
+        return int(times.min()), int(times.max()), len(sample), repeats
     least, rest = divmod(job.steps * job.batch, job.samples)
-    return least, least + (rest > 0), repeats
+    return least, least + (rest > 0), len(sample), repeats
 
 
 def _spread(count: int, at_most: int) -> list[int]:
