@@ -30,9 +30,10 @@ def is_watched(env: Mapping[str, str] = os.environ) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of what an exception says; its name too, where the words alone would say little."""
+    """The first line of what an exception says; before it the name of Python's own, such as KeyError: 'x'."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    if isinstance(error, ValueError | RuntimeError | OSError) and first:
+    speaks_for_itself = isinstance(error, ValueError | RuntimeError | OSError) or type(error).__module__ != "builtins"
+    if first and speaks_for_itself:
         return first
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 

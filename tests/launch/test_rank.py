@@ -32,6 +32,10 @@ def ending_with(error: BaseException | None) -> Any:
     return train
 
 
+class SampleError(Exception):
+    """Says all in its message."""
+
+
 ALONE = World(0, 1, 0, 1, "127.0.0.1", 20_000)
 
 
@@ -40,6 +44,7 @@ ALONE = World(0, 1, 0, 1, "127.0.0.1", 20_000)
     [
         (None, 0, ""),
         (RuntimeError("first line\nsecond\nthird"), 1, "error: first line (rank 0; traceback in {log})\n"),
+        (SampleError("a/1: is broken"), 1, "error: a/1: is broken (rank 0; traceback in {log})\n"),
         (KeyError("x"), 1, "error: KeyError: 'x' (rank 0; traceback in {log})\n"),
         (MemoryError(), 1, "error: MemoryError (rank 0; traceback in {log})\n"),
         (
