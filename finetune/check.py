@@ -10,6 +10,7 @@ from typing import Any
 
 from configs.load import load
 from data_pipeline.manifest import sha256_of
+from data_pipeline.mixing import warn_of_mixing
 from data_pipeline.samples import SampleSet
 from finetune.config import FinetuneConfig
 from launch.run import Run, library_versions
@@ -60,6 +61,7 @@ class Prepared:
 
     def summary(self) -> str:
         """What will be done, in a few lines for people."""
+        warn_of_mixing(self.train)
         config, (height_px, width_px) = self.config, self.vit.image_hw
         start = "fine-tuned from" if config.init == "weights" else "from scratch, in the shape of"
         val = f"{self.val.num_samples:,} images to test on" if self.val else "no set to test on"

@@ -102,3 +102,13 @@ def _recipes_named(kind: str) -> set[str]:
         for name, row in names
         if f"configs/{kind}/{name}" in row or (row.startswith(f"| `configs/{kind}/") and f"`{name}`" in row)
     }
+
+
+def test_no_figure_is_left_open() -> None:
+    """A receipt says what was seen, or "not yet run"."""
+    for path in (ROOT / "README.md", *(ROOT / "configs").glob("*/*.yaml")):
+        assert not re.findall(r"\b(?:[A-Z]{3,}_(?:TABLE|RESULT|TIME|MINUTES)|TODO|XXX)\b", path.read_text()), path
+    for path in (ROOT / "configs").glob("*/*.yaml"):
+        header = path.read_text().partition("\n\n")[0]
+        for part in ("# command ", "# hardware ", "# time ", "# result "):
+            assert f"\n{part}" in header, (path, part)
