@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from launch.world import World
 
@@ -51,5 +51,4 @@ def all_succeed(world: World, what: str, work: Callable[[], T]) -> list[T]:
 
 def once(world: World, what: str, work: Callable[[], T]) -> T:
     """Do `work` on rank 0 alone while the others wait; its JSON result on every rank, or RuntimeError on every rank."""
-    result: T = all_succeed(world, what, lambda: work() if world.rank == 0 else None)[0]  # type: ignore[assignment]
-    return result
+    return cast(T, all_succeed(world, what, lambda: work() if world.rank == 0 else None)[0])
