@@ -45,3 +45,13 @@ def test_make_refuses_an_unknown_torch() -> None:
     refused = subprocess.run(["make", "-C", HOUSE, "setup", "TORCH=mine"], capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert "TORCH is locked or system, not mine" in refused.stderr
+
+
+def test_the_distribution_holds_every_room_with_its_files() -> None:
+    setuptools = PROJECT["tool"]["setuptools"]
+    rooms = {path.parent.name for path in HOUSE.glob("*/__init__.py")} - {"tests"}
+    assert set(setuptools["packages"]) == rooms
+    patterns = [f"{room}/{pattern}" for room, each in setuptools["package-data"].items() for pattern in each]
+    held = {path for pattern in patterns for path in HOUSE.glob(pattern)}
+    others = {path for room in rooms for path in HOUSE.glob(f"{room}/**/*.*") if path.suffix not in (".py", ".pyc")}
+    assert others == held
