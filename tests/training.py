@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,21 @@ class Recipe:
             said = "\n".join("".join(running.output(rank)) for rank in range(ranks))
             assert codes == [0] * ranks, said
         return Done(self.folder)
+
+    def start_and_kill(self, victim: int, after_step: int, timeout_s: float = 60) -> None:
+        """Start two ranks and SIGKILL one when the run has logged `after_step`; again, if it was done before the kill."""
+        log = self.folder / "metrics.jsonl"
+        for _ in range(5):
+            with self.start(ranks=2) as running:
+                deadline = time.monotonic() + timeout_s
+                while not log.exists() or log.read_text().count("\n") < after_step:
+                    assert time.monotonic() < deadline, f"step {after_step} was not reached within {timeout_s} s"
+                    time.sleep(0.005)
+                running.kill(victim)
+            if not (self.folder / "result.json").exists():
+                return
+            shutil.rmtree(self.folder)
+        raise AssertionError("five times the run was done before it could be killed")
 
     def fails(self) -> str:
         """Run as one rank; it must exit 2, and its one line of error is returned."""

@@ -4,7 +4,6 @@ import json
 import math
 import random
 import shutil
-import time
 from collections import Counter
 from pathlib import Path
 from unittest import mock
@@ -200,10 +199,7 @@ def test_a_killed_run_ends_as_the_unbroken_one(finetuning, tmp_path, what):
     unbroken = recipe.but(run__folder=tmp_path / "unbroken").run(ranks=2)
 
     victim, after_step = dice.randrange(2), dice.randrange(4, 20)
-    with recipe.start(ranks=2) as ranks:
-        wait_for_step(recipe, after_step)
-        ranks.kill(victim)
-    assert not (recipe.folder / "result.json").exists()
+    recipe.start_and_kill(victim, after_step)
     resumed = recipe.run(ranks=2)
 
     assert next(event["step"] for event in resumed.events if event["kind"] == "resumed") >= 3
@@ -214,14 +210,6 @@ def test_a_killed_run_ends_as_the_unbroken_one(finetuning, tmp_path, what):
     assert equal_to_the_bit(resumed.weights, unbroken.weights)
     assert resumed.ledger() == unbroken.ledger()
     assert {**resumed.result, "seconds": 0} == {**unbroken.result, "seconds": 0}
-
-
-def wait_for_step(recipe: Recipe, step: int, timeout_s: float = 60) -> None:
-    """Return as soon as the run has logged `step`."""
-    path, deadline = recipe.folder / "metrics.jsonl", time.monotonic() + timeout_s
-    while not path.exists() or path.read_text().count("\n") < step:
-        assert time.monotonic() < deadline, f"step {step} was not reached within {timeout_s} s"
-        time.sleep(0.005)
 
 
 def test_killed_after_the_last_step_it_only_writes_what_is_missing(plain, tmp_path):

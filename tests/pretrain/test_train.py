@@ -3,9 +3,7 @@
 import json
 import math
 import random
-import shutil
 import tarfile
-import time
 from typing import IO, cast
 
 import pytest
@@ -71,7 +69,7 @@ def test_a_killed_run_ends_as_the_unbroken_one(pretraining, stage, precision, tm
     unbroken = recipe.but(run__folder=tmp_path / "unbroken").run(ranks=2)
 
     victim, after_step = dice.randrange(2), dice.randrange(4, 9)
-    start_and_kill(recipe, victim, after_step)
+    recipe.start_and_kill(victim, after_step)
     resumed = recipe.run(ranks=2)
 
     assert next(event["step"] for event in resumed.events if event["kind"] == "resumed") >= 3
@@ -84,30 +82,10 @@ def test_a_killed_run_ends_as_the_unbroken_one(pretraining, stage, precision, tm
     assert resumed.result["val_loss"] == unbroken.result["val_loss"]
 
 
-def start_and_kill(recipe: Recipe, victim: int, after_step: int) -> None:
-    """Start two ranks, and SIGKILL one when the run has logged `after_step`; again, if it was done before the kill."""
-    for _ in range(5):
-        with recipe.start(ranks=2) as ranks:
-            wait_for_step(recipe, after_step)
-            ranks.kill(victim)
-        if not (recipe.folder / "result.json").exists():
-            return
-        shutil.rmtree(recipe.folder)
-    raise AssertionError("five times the run was done before it could be killed")
-
-
-def wait_for_step(recipe: Recipe, step: int, timeout_s: float = 60) -> None:
-    """Return as soon as the run has logged `step`."""
-    path, deadline = recipe.folder / "metrics.jsonl", time.monotonic() + timeout_s
-    while not path.exists() or path.read_text().count("\n") < step:
-        assert time.monotonic() < deadline, f"step {step} was not reached within {timeout_s} s"
-        time.sleep(0.01)
-
-
 def test_it_goes_on_with_other_ranks_and_another_stage(pretraining, plain):
     """5 steps on two ranks at ZeRO-3, the rest on three at ZeRO-1: the same images, the numbers up to summation."""
     recipe = pretraining.but(run__checkpoint_every_steps=5, engine__zero_stage=3)
-    start_and_kill(recipe, 0, after_step=6)
+    recipe.start_and_kill(0, after_step=6)
     done = recipe.but(engine__zero_stage=1).run(ranks=3)
     assert done.losses == pytest.approx(plain.losses, rel=0, abs=1e-5)
     assert largest_difference(done.weights, plain.weights) < 1e-4
