@@ -83,7 +83,7 @@ class Recipe:
         return Done(self.folder)
 
     def start_and_kill(self, victim: int, after_step: int, timeout_s: float = 60) -> None:
-        """Start two ranks and SIGKILL one when the run has logged `after_step`; again, if it was done before the kill."""
+        """Start two ranks and SIGKILL one once `after_step` is logged; again, if the run was done before the kill."""
         log = self.folder / "metrics.jsonl"
         for _ in range(5):
             with self.start(ranks=2) as running:
