@@ -3,11 +3,13 @@ line."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Collection
 from typing import Any
 
 from launch.failures import is_watched, reason_of
+from launch.host import num_cores
 from launch.run import HasRun, Run, in_a_line
 from launch.world import World
 
@@ -23,6 +25,8 @@ def run_rank(
     watches all ranks, to its note alone: the launcher says which rank's reason is the cause.
     """
     world.export()
+    # Before torch is loaded: a fair part of the cores where nobody has said otherwise (srun and a bare start do not).
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // world.local_size)))
     run: Run | None = None
     try:
         with Run.open(config, world, command, may_grow) as run:
