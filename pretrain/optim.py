@@ -20,8 +20,11 @@ Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class OptimConfig(BaseModel):
-    """YAML section `optim`. Weight decay is decoupled and multiplied by the learning rate, as in the paper and in
-    torch's AdamW."""
+    """YAML section `optim`.
+
+    AdamW's weight decay is decoupled and multiplied by the learning rate, as in the paper; SGD's is torch's, added to
+    the gradient.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

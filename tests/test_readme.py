@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 TRIED_ELSEWHERE = {
     "git clone": "a checkout is where this test stands",
-    "make demo": "launch.demo's own test; `make demo` itself on a clean checkout, by hand (CONTRIBUTING.md)",
+    "make demo": "launch.demo's own test; `make demo` itself on a clean checkout, by hand",
     "tensorboard": "a server; that its files can be read is tests/launch/test_run.py's",
 }
 SHORT = {  # the same command on less work
